@@ -1,0 +1,42 @@
+# make bench   set up what is missing, run the benchmarks, print the table        K="int4 and minilm" narrows
+# make test    set up what is missing, run every test, lint, and a small benchmark whose records are validated
+# make readme  measure again what the README shows
+# TORCH_INDEX=URL installs PyTorch from another index, such as its CPU wheels on a Linux machine without a GPU.
+
+SHELL := /bin/bash
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+K ?= int4 and (rtn or native)
+
+.PHONY: bench test lint readme clean
+.DELETE_ON_ERROR:
+
+bench: $(VENV)/.bench
+	@$(RUN) pytest benchmarks -k "$(K)" --benchmark-save=bench
+
+test: $(VENV)/.test lint
+	$(RUN) pytest tests -q -n 2
+	$(RUN) pytest benchmarks -q -k 'digits and rtn and int4' --benchmark-json=build/run.json
+	$(RUN) reports validate build/run.json
+
+# Measures again what the README shows and writes it there.
+readme: $(VENV)/.bench
+	$(RUN) pytest benchmarks -k "$(K)" --benchmark-json=build/readme.json
+	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
+
+lint: $(VENV)/.test
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+$(VENV)/.bench $(VENV)/.test: $(VENV)/.%: pyproject.toml fixtures/zoo/packages.txt .ci/find-python
+	@mkdir -p build
+	@echo "Setting up $(VENV) for 'make $*'. To download: PyTorch (about 0.2 GB for the CPU, 3 GB with CUDA on Linux:"
+	@echo "TORCH_INDEX=... chooses), ONNX Runtime, MLX, Core ML Tools and friends (0.4 GB), model weights (0.1 GB)."
+	@test -x $(VENV)/bin/python || { python=$$(.ci/find-python) && "$$python" -m venv $(VENV); }
+	$(RUN) pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.8,<2.14'
+	$(RUN) pip install --disable-pip-version-check --editable '.[$*]'
+	$(RUN) pip install --disable-pip-version-check --no-deps --requirement fixtures/zoo/packages.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build .cache

@@ -1,0 +1,49 @@
+"""The environment of a run: what must agree before the times of two runs may be compared."""
+
+import importlib.metadata
+import os
+import platform
+
+PACKAGES = ("torch", "numpy", "onnxruntime", "onnx", "mlx", "coremltools", "torchao")
+ISA = ("avx2", "avx512f", "avx512vnni", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_fp16")
+ARM_ISA = ("asimddp", "i8mm", "bf16", "sme")
+_VARYING = ("hz_actual", "hz_actual_friendly", "hz_advertised", "hz_advertised_friendly", "flags")
+
+
+def pin_threads(threads: int) -> None:
+    """Set the thread counts that numerical libraries read when they are first imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def describe(machine_info: dict, threads: int) -> dict[str, object]:
+    """Return threads, affinity, instruction sets and library versions, in plain JSON types."""
+    flags = machine_info.get("cpu", {}).get("flags", ())
+    return {
+        "cpu": machine_info.get("cpu", {}).get("brand_raw", platform.processor()),
+        "isa": sorted({flag.replace("_", "") for flag in (*ISA, *ARM_ISA) if flag in flags}),
+        "threads": threads,
+        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def drop_varying(machine_info: dict) -> None:
+    """Remove what differs between two runs on one machine, such as the clock frequency of the moment."""
+    for name in _VARYING:
+        machine_info.get("cpu", {}).pop(name, None)
+
+
+def differences(current: dict[str, object], saved: dict[str, object]) -> list[str]:
+    """Return what differs between two environments, as ``threads: 1, was 2``."""
+    names = sorted({*current, *saved})
+    return [f"{n}: {current.get(n)}, was {saved.get(n)}" for n in names if current.get(n) != saved.get(n)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

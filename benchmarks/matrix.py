@@ -1,0 +1,127 @@
+"""Which combinations of model, method, bits and backend exist, and why the others do not.
+
+Everything here is read from the literal constants of the registries, so listing thousands of cases imports no runtime.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from quant.backends import Target, target, targets
+from quant.methods import Method, method, methods
+from quant.registry import Entry, find, missing, scan
+from quant.scheme import FLOAT_WORDS, Scheme, parse
+
+_ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination; its id is what pytest shows and ``-k`` matches."""
+
+    model: str
+    method: str
+    bits: str
+    backend: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}-{self.method}-{self.bits}-{self.backend}"
+
+    def __str__(self) -> str:
+        return self.id
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """The one scheme this combination stands for."""
+        granularity = self.target.constant("DYNAMIC_GRANULARITY", "token")
+        return parse(self.bits, self.method_entry.family, granularity)
+
+    @property
+    def target(self) -> Target:
+        return target(self.backend)
+
+    @property
+    def method_entry(self) -> Method:
+        return method(self.method)
+
+    @property
+    def baseline(self) -> "Case":
+        """The float model on the same backend."""
+        return Case(self.model, "float", "fp32", self.backend)
+
+    @property
+    def core(self) -> bool:
+        """Whether a run without any selection includes the case."""
+        return bool(models()[self.model].constants.get("CORE")) and self.bits in self.method_entry.core
+
+    def missing(self) -> str | None:
+        """Return the command that installs what the case lacks here, or None."""
+        packages = {**self.target.constant("REQUIRES", {}), **models()[self.model].constants.get("PACKAGES", {})}
+        if self.method_entry.native:
+            packages |= self.target.constant("NATIVE_REQUIRES", {})
+        return missing(packages)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A combination that is not generated, and why."""
+
+    case: Case
+    reason: str
+
+
+def models() -> dict[str, Entry]:
+    """Return the models of the zoo by name, without importing any."""
+    return scan(_ZOO, "fixtures.zoo")
+
+
+def model(name: str) -> Entry:
+    """Return the model called ``name``; a ValueError names the nearest ones."""
+    return find(models(), name, "model")
+
+
+@cache
+def matrix() -> tuple[tuple[Case, ...], tuple[Unsupported, ...]]:
+    """Return the cases, those of a model and a backend together, and the combinations left out."""
+    cases, left_out = [], []
+    for case in _combinations():
+        reason = _refusal(case)
+        if reason is None:
+            cases.append(case)
+        else:
+            left_out.append(Unsupported(case, reason))
+    return tuple(cases), tuple(left_out)
+
+
+def _combinations() -> Iterator[Case]:
+    for model_name in models():
+        for backend in targets():
+            for entry in sorted(methods().values(), key=lambda entry: (entry.family != "float", entry.name)):
+                for bits in entry.bits:
+                    yield Case(model_name, entry.name, bits, backend)
+
+
+def _refusal(case: Case) -> str | None:
+    where, how = case.target, case.method_entry
+    elsewhere = where.elsewhere()
+    if elsewhere:
+        return elsewhere
+    family = models()[case.model].constants["FAMILY"]
+    if how.family == "dynamic" and family == "convolutional":
+        return "no runtime has a fast convolution kernel for activations quantized at run time: use a static method"
+    refuses = where.constant("REFUSES", {})
+    if how.native:
+        offered = where.constant("NATIVE", {}).get(how.name, {})
+        return (
+            None if case.bits in offered else _reason(refuses, how.name, case, "has no quantizer of its own for this")
+        )
+    if case.bits in where.constant("EXECUTES", {}).get(how.family, ()):
+        return None
+    word = case.bits if case.bits in FLOAT_WORDS else how.family
+    return _reason(refuses, word, case, f"does not execute {case.bits} from {how.family} methods")
+
+
+def _reason(refuses: dict[str, str], word: str, case: Case, otherwise: str) -> str:
+    return refuses.get(f"{word}-{case.bits}") or refuses.get(word) or f"{case.backend} {otherwise}"

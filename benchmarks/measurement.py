@@ -1,0 +1,133 @@
+"""What one case measured, gathered step by step and put together as its record."""
+
+import numpy as np
+
+from benchmarks import judging, timing
+from benchmarks.matrix import Case
+from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
+from fixtures.model import Samples
+from reports.record import SCHEMA, plain
+
+_NO_TABLES = "the runtime's own quantizer has no tables to count or to simulate"
+_NO_PEAK = {"peak_bytes": None, "reason": "peak memory is not measured in this process"}
+
+
+class Measurement:
+    """Collects the figures of a case; :meth:`record` returns them in the schema of ``reports/record.py``."""
+
+    def __init__(self, case: Case, kind: str, workshop: Workshop, benchmark, seconds: float) -> None:
+        self.case, self.kind = case, kind
+        self._workshop, self._benchmark, self._seconds = workshop, benchmark, seconds
+        self._sections: dict[str, dict] = {}
+
+    def judge(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
+        """Compare the artefact's outputs with float's on the same backend, and with the simulation of its tables.
+
+        Raises:
+            ValueError: an output is NaN or infinite.
+        """
+        workshop, model = self._workshop, self._workshop.model(self.case.model)
+        reference = workshop.reference(self.case.model)
+        before, after = workshop.outputs(baseline, samples), workshop.outputs(artifact, samples)
+        common = min(len(before), len(after))
+        before, after = before[:common], after[:common]
+        for case, outputs in ((baseline.case, before), (self.case, after)):
+            _refuse_not_finite(case, outputs)
+        self._sections |= {
+            "accuracy": judging.accuracy(model, reference, before, after, samples),
+            "fidelity": {**judging.fidelity(model, reference, before, after), "truncated": common < len(samples)},
+            "parity": self._parity(artifact, samples, after),
+            "scores": judging.scores(model, reference, after, samples),
+            **self._artifact_sections(artifact, baseline),
+        }
+
+    def time(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
+        """Time the artefact interleaved with float on the same backend, on the first batch of the samples."""
+        inputs = self._workshop.first_batch(samples)
+        reason = artifact.executable.untimed_reason
+        if reason:
+            self._benchmark.pedantic(artifact.executable, args=inputs)
+            self._sections["speed"] = {"reason": reason}
+            return
+        times = timing.time_paired(
+            self._benchmark,
+            lambda: artifact.executable(*inputs),
+            lambda: baseline.executable(*inputs),
+            self._seconds,
+        )
+        self._sections["speed"] = timing.speed(times) if times else {"reason": "timing is disabled in this run"}
+        self._sections["speed"]["batch"] = self._workshop.settings.batch
+
+    def record(self) -> dict[str, object]:
+        """Return the record, in plain JSON types."""
+        graph = self._workshop.prepare(self.case.model).graph
+        case = {axis: getattr(self.case, axis) for axis in ("model", "method", "bits", "backend")}
+        family = self._workshop.model(self.case.model).family
+        model = {"family": family, "parameters": graph.parameter_count, "weights_sha256": graph.weights_sha256}
+        scheme = self.case.scheme.as_dict()
+        if self.case.method_entry.native:
+            scheme = {
+                "name": self.case.bits,
+                "quantizer": self.case.target.constant("NATIVE")[self.case.method][self.case.bits],
+            }
+        return plain(
+            {
+                "schema": SCHEMA,
+                "kind": self.kind,
+                "case": case,
+                "model": model,
+                "scheme": scheme,
+                "memory": _NO_PEAK,
+                **self._sections,
+            }
+        )
+
+    def _parity(self, artifact: Artifact, samples: Samples, outputs: np.ndarray) -> dict[str, object]:
+        if artifact.tables is None:
+            return {"error": None, "reason": _NO_TABLES}
+        count = min(PARITY_SAMPLES, len(outputs))
+        shared = samples.first(count)
+        simulated = self._workshop.simulated(artifact, shared)
+        section = {"error": judging.relative_error(outputs[:count], simulated), "n": count}
+        if artifact.tables.quantized.activations:
+            perturbed = self._workshop.simulated(artifact, shared, perturbed=True)
+            section["floor"] = judging.relative_error(perturbed, simulated)
+        return section
+
+    def _artifact_sections(self, artifact: Artifact, baseline: Artifact) -> dict[str, dict]:
+        parameters = self._workshop.prepare(self.case.model).graph.parameter_count
+        executable, tables = artifact.executable, artifact.tables
+        size = {
+            "bytes": executable.size_bytes,
+            "baseline_bytes": 4 * parameters,
+            "ratio": executable.size_bytes / (4 * parameters),
+            "float_bytes": baseline.executable.size_bytes,
+            "bits_per_weight": tables.quantized.bits_per_weight if tables else None,
+        }
+        coverage = dict(executable.coverage())
+        if tables:
+            coverage["parameters_quantized"] = tables.quantized.parameters_quantized
+            coverage["left_float"] = tables.quantized.left_float()
+        coverage.setdefault("parameters_quantized", None)
+        if tables is None:
+            size["reason"] = coverage["reason"] = _NO_TABLES
+        maker = tables.entry if tables else artifact.entry
+        return {
+            "evidence": executable.evidence,
+            "artifact": {"path": str(executable.path), "sha256": artifact.entry.content_sha256},
+            "size": size,
+            "coverage": coverage,
+            "cost": {
+                "seconds": maker.seconds,
+                "peak_bytes": None,
+                "cached": maker.cached,
+                "compile_seconds": artifact.entry.seconds,
+                "reason": _NO_PEAK["reason"],
+            },
+        }
+
+
+def _refuse_not_finite(case: Case, outputs: np.ndarray) -> None:
+    broken = int(np.sum(~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)))
+    if broken:
+        raise ValueError(f"{case} gives NaN or infinity on {broken} of {len(outputs)} samples: it cannot be judged.")

@@ -1,0 +1,322 @@
+"""The pytest plugin: options, the cases as parameters, recording into pytest-benchmark's JSON, and the table.
+
+A test that takes ``case`` and ``workshop`` runs once for every combination of the matrix. What it measured goes through
+``pytest_quant_record`` into ``extra_info["quant"]`` of its benchmark, whether it ran here or in an xdist worker.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks import environment, hookspecs
+from benchmarks.matrix import Case, matrix
+from benchmarks.progress import LiveLines
+from fixtures.options import count, seconds
+from reports.advice import advise
+from reports.record import Record, case_id, validate
+from reports.tables import delta_text, metric_text, speed_text, table
+
+if TYPE_CHECKING:
+    from benchmarks.measurement import Measurement
+    from benchmarks.workshop import Workshop
+    from fixtures.cache import Cache
+    from fixtures.model import Samples
+
+DEFAULT_SECONDS = 8.0
+"""What a case is expected to take where no earlier run tells."""
+_DURATIONS = "quant/seconds"
+_RECORDS = pytest.StashKey[dict[str, Record]]()
+_NOTES = pytest.StashKey[list[str]]()
+_PLAN = pytest.StashKey[dict[str, list[str]]]()
+_ITEM_RECORD = pytest.StashKey[Record]()
+_STARTED = pytest.StashKey[float]()
+_LINES = pytest.StashKey[LiveLines]()
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("quantization benchmarks")
+    group.addoption("--threads", type=count, default=1, metavar="N", help="threads of every runtime (default: 1)")
+    group.addoption(
+        "--batch", type=count, default=1, metavar="N", help="samples per call, judged and timed (default: 1)"
+    )
+    group.addoption(
+        "--time-budget",
+        type=seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long the interleaved rounds of a case are timed (default: 2)",
+    )
+    group.addoption(
+        "--case-seconds",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="stop judging a case's samples after so long and mark its record truncated (default: 300)",
+    )
+    group.addoption(
+        "--list-unsupported",
+        action="store_true",
+        help="print every combination that is not generated, with the reason, and exit",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    environment.pin_threads(config.getoption("threads"))
+    config.stash[_RECORDS], config.stash[_NOTES] = {}, []
+    config.stash[_STARTED] = time.time()
+    config.addinivalue_line("markers", "case(model, method, bits, backend): the axes of a benchmark case")
+    config.addinivalue_line("markers", "core: runs without any selection")
+    config.addinivalue_line("markers", "full: every benchmark case")
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("list_unsupported"):
+        return None
+    for entry in matrix()[1]:
+        print(f"{entry.case}: {entry.reason.rstrip('.')}.")
+    return 0
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"case", "workshop"} <= set(metafunc.fixturenames):
+        metafunc.parametrize("case", [_parameter(case) for case in matrix()[0]])
+
+
+def _parameter(case: Case) -> pytest.param:
+    axes = {"model": case.model, "method": case.method, "bits": case.bits, "backend": case.backend}
+    marks = [pytest.mark.case(**axes), pytest.mark.full, pytest.mark.benchmark(disable_gc=True)]
+    if case.core:
+        marks.append(pytest.mark.core)
+    missing = case.missing()
+    if missing:
+        marks.append(pytest.mark.skip(reason=f"not installed: {missing}"))
+    return pytest.param(case, id=case.id, marks=marks)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without any selection only the core cases run."""
+    if config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    dropped = [item for item in items if item.get_closest_marker("full") and not item.get_closest_marker("core")]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("case"):
+            _plan(item.config)["deselected"].append(item.callspec.id)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    planned = [item.callspec.id for item in session.items if item.get_closest_marker("case")]
+    _plan(session.config)["planned"] += planned
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    cases = [item.callspec.params["case"] for item in items if item.get_closest_marker("case")]
+    if not cases:
+        return None
+    known = config.cache.get(_DURATIONS, {}) if hasattr(config, "cache") else {}
+    expected = sum(known.get(case.id, DEFAULT_SECONDS) for case in cases)
+    models = sorted({case.model for case in cases})
+    return (
+        f"{len(cases)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min. "
+        "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
+    )
+
+
+@pytest.fixture(scope="session")
+def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
+    """Makes models, tables, artefacts and outputs, each once."""
+    from benchmarks.workshop import Settings, Workshop
+    from fixtures.model import DataOptions
+
+    option = pytestconfig.getoption
+    data = DataOptions(imagenet=option("imagenet"))
+    settings = Settings(option("threads"), option("batch"), option("eval_samples"), option("case_seconds"), data)
+    return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
+
+
+@pytest.fixture
+def calibration(case: Case, workshop: "Workshop") -> "Samples":
+    """The samples a method may look at; none of them is evaluated."""
+    return workshop.calibration(case.model)
+
+
+@pytest.fixture
+def evaluation(case: Case, workshop: "Workshop") -> "Samples":
+    """The samples a case is judged on, in their fixed order."""
+    return workshop.evaluation(case.model)
+
+
+@pytest.fixture
+def measurement(request: pytest.FixtureRequest, case: Case, workshop: "Workshop", benchmark) -> "Measurement":
+    """Gathers what the case measures; the plugin makes its record of it."""
+    from benchmarks.measurement import Measurement
+
+    kind = request.node.get_closest_marker("kind").args[0] if request.node.get_closest_marker("kind") else "inference"
+    benchmark.name, benchmark.fullname, benchmark.group = case.id, f"{kind}:{case.id}", case.model
+    return Measurement(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> object:
+    """Make the record once the body has passed, so that an invalid one fails its own test."""
+    start = time.perf_counter()
+    result = yield
+    measurement = getattr(item, "funcargs", {}).get("measurement")
+    if measurement is not None:
+        record = measurement.record()
+        record["seconds"] = time.perf_counter() - start
+        item.config.hook.pytest_quant_record(config=item.config, record=record)
+        problems = validate(record)
+        if problems:
+            pytest.fail("the record is not valid: " + " ".join(problems), pytrace=False)
+        item.funcargs["benchmark"].extra_info["quant"] = record
+        item.stash[_ITEM_RECORD] = record
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> pytest.TestReport:
+    report = yield
+    if call.when == "call" and report.passed and _ITEM_RECORD in item.stash:
+        report.quant_record = item.stash[_ITEM_RECORD]  # plain JSON, so xdist carries it to the controller
+    elif report.failed and "benchmark" in getattr(item, "funcargs", {}):
+        item.funcargs["benchmark"].has_error = True  # a case that failed after timing must not become a baseline
+    return report
+
+
+class RecordCollector:
+    """Gathers the records of this process and of its workers, and shows each as a row when it arrives."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._records, self._lines = config.stash[_RECORDS], config.stash[_LINES]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        record = getattr(report, "quant_record", None)
+        if record is not None:
+            self._records[case_id(record)] = record
+            self._lines.row(_row(record))
+        elif report.failed or report.skipped:
+            self._lines.interrupted()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_LINES] = LiveLines(session.config)
+    session.config.pluginmanager.register(RecordCollector(session.config), "quant-records")
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """A case shows its row instead of a dot."""
+    if report.when == "call" and report.passed and hasattr(report, "quant_record"):
+        return "passed", "", ""
+    return None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    records = session.config.stash[_RECORDS]
+    if records and hasattr(session.config, "cache") and not hasattr(session.config, "workerinput"):
+        known = session.config.cache.get(_DURATIONS, {})
+        measured = {name: round(record["seconds"], 2) for name, record in records.items()}
+        session.config.cache.set(_DURATIONS, {**known, **measured})
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info["quant"] = environment.describe(machine_info, config.getoption("threads"))
+    environment.drop_varying(machine_info)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_compare_machine_info(config: pytest.Config, machine_info: dict, compared_benchmark: dict) -> None:
+    """Say once what differs from the baseline's environment; pytest-benchmark calls this before anything is shown."""
+    changed = environment.differences(machine_info["quant"], compared_benchmark["machine_info"].get("quant", {}))
+    if changed:
+        text = f"The baseline ran elsewhere, so times are not comparable: {'; '.join(changed)}."
+        config.stash[_NOTES].append(text)
+    # pytest-benchmark's own hook would print both in full, and crash where its storage is outside the working directory.
+    compared_benchmark["machine_info"] = machine_info
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return config.stash[_NOTES]
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    """Put what concerns the run as a whole beside the benchmarks."""
+    output_json["quant"] = {
+        "selection": {"keyword": config.option.keyword, "markers": config.option.markexpr},
+        "settings": {
+            name: config.getoption(name) for name in ("threads", "batch", "eval_samples", "time_budget", "case_seconds")
+        },
+        **_plan(config),
+    }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_benchmark_group_stats(config: pytest.Config, benchmarks: list, group_by: str) -> list:
+    """Keep cases without a time of their own, such as evaluated ones, out of pytest-benchmark's table."""
+    groups = yield
+    shown = [(name, [row for row in rows if _is_timed(row)]) for name, rows in groups]
+    return [(name, rows) for name, rows in shown if rows]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    records = list(config.stash[_RECORDS].values())
+    if not records:
+        return
+    terminalreporter.section("quantization", sep="-")
+    terminalreporter.write_line(table(records, verbose=config.get_verbosity() > 0))
+    terminalreporter.write_line("")
+    terminalreporter.write_line(advise(records))
+    saved = _saved_run(config)
+    if saved:
+        terminalreporter.write_line(f"Saved as {saved}. Show it again: python -m reports table {saved}")
+        terminalreporter.write_line("Next: pytest benchmarks -k int8, or compare a change with --benchmark-compare")
+    else:
+        terminalreporter.write_line("Next: keep the run with --benchmark-save=NAME; -v adds flips, error and coverage.")
+
+
+def _saved_run(config: pytest.Config) -> Path | None:
+    """Return the file pytest-benchmark wrote in this session, if it did."""
+    session = config._benchmarksession
+    if session.json:
+        return Path(session.json)
+    if not (session.save or session.autosave) or session.disabled:
+        return None
+    files = Path(session.storage.path).rglob("*.json")
+    recent = [file for file in files if file.stat().st_mtime >= config.stash[_STARTED]]
+    newest = max(recent, key=lambda file: file.stat().st_mtime, default=None)
+    return newest and newest.relative_to(Path.cwd()) if newest and newest.is_relative_to(Path.cwd()) else newest
+
+
+def _plan(config: pytest.Config) -> dict[str, list[str]]:
+    if _PLAN not in config.stash:
+        config.stash[_PLAN] = {"planned": [], "deselected": []}
+    return config.stash[_PLAN]
+
+
+def _is_timed(row: dict) -> bool:
+    record = row.get("extra_info", {}).get("quant")
+    return record is None or record["speed"].get("p50") is not None
+
+
+def _row(record: Record) -> str:
+    size = record["size"]["bytes"] / 1e6
+    p50 = record["speed"].get("p50")
+    milliseconds = "" if p50 is None else f"{1000 * p50:9.3g} ms  {speed_text(record)}"
+    return (
+        f"{case_id(record):<44} {metric_text(record):<14} {delta_text(record):<16} {size:7.3g} MB "
+        f"{milliseconds:<28} {record['evidence']}"
+    ).rstrip()

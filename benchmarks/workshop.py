@@ -1,0 +1,310 @@
+"""The workshop: models, tables, artefacts and outputs, each made once and shared by all cases, runs and workers.
+
+Everything goes through the cache, under a key that names all it was made from: weights, data, settings, library
+versions, the machine's instruction set, and the source of every module of ours that took part.
+"""
+
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.matrix import Case, models
+from fixtures.cache import Cache, Entry, source_digest
+from fixtures.model import DataOptions, Model, Reference, Samples
+from quant.backends import Executable, Target
+from quant.graph import FloatGraph, QuantizedModel, simulate
+from quant.methods import quantize
+from quant.storage import load, load_graph, save, save_graph
+from quant.tracing import capture
+
+CALIBRATION_BATCH = 16
+PARITY_SAMPLES = 32
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run sets for all cases: threads, samples per call, samples judged (None: the model's), seconds a case."""
+
+    threads: int = 1
+    batch: int = 1
+    evaluation_samples: int | None = None
+    case_seconds: float = 300.0
+    data: DataOptions = field(default_factory=DataOptions)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be quantized: the zoo's description, its float graph, and the digest of both."""
+
+    model: Model
+    graph: FloatGraph
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a method made of a model."""
+
+    quantized: QuantizedModel
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A case's saved artefact, loaded into its runtime."""
+
+    case: Case
+    executable: Executable
+    entry: Entry
+    tables: Tables | None
+
+
+class Workshop:
+    """Makes what cases need. Holds one model at a time: cases come sorted by model."""
+
+    def __init__(self, cache: Cache, settings: Settings, progress: Progress = lambda text: None) -> None:
+        torch.set_num_threads(settings.threads)
+        self.cache, self.settings, self._progress = cache, settings, progress
+        self._models: dict[str, Model] = {}
+        self._prepared: Prepared | None = None
+        self._baseline: Artifact | None = None
+
+    def model(self, name: str) -> Model:
+        """Return the zoo's description of a model; it loads no weights."""
+        if name not in self._models:
+            self._models[name] = models()[name].load().load(self.settings.data)
+        return self._models[name]
+
+    def calibration(self, name: str) -> Samples:
+        return self.model(name).calibration()
+
+    def evaluation(self, name: str) -> Samples:
+        model = self.model(name)
+        return model.evaluation(self.settings.evaluation_samples or model.evaluation_samples)
+
+    def prepare(self, name: str) -> Prepared:
+        """Return a model with its float graph."""
+        if self._prepared is None or self._prepared.model.name != name:
+            self._baseline = None
+            self._prepared = self._prepare(name)
+        return self._prepared
+
+    def quantize(self, case: Case, calibration: Samples) -> Tables | None:
+        """Return the case's tables; None where the runtime's own quantizer needs none."""
+        if case.method_entry.native:
+            return None
+        prepared, method = self.prepare(case.model), case.method_entry
+        key = {
+            "graph": prepared.entry.digest,
+            "method": case.method,
+            "bits": case.bits,
+            "settings": method.settings,
+            "scheme": repr(case.scheme),
+            "calibration": calibration.digest if method.calibrates else None,
+            "source": source_digest(method.entry.module, "quant.methods", "quant.storage"),
+            "machine": _machine(),
+        }
+
+        def build(folder: Path) -> None:
+            self._progress(f"quantizing with {case.method}")
+            batches = _batches(calibration, CALIBRATION_BATCH) if method.calibrates else []
+            granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
+            save(quantize(prepared.graph, case.method, case.bits, batches, granularity), folder)
+
+        entry = self.cache.entry("tables", key, build)
+        return Tables(load(entry.path, prepared.graph), entry)
+
+    def compile(self, case: Case, tables: Tables | None, calibration: Samples) -> Artifact:
+        """Return the case's artefact, loaded from disk; ``tables`` None means the runtime's own quantizer."""
+        template = self._template(case)
+        runtime = case.target.load()
+        key = {
+            "template": template.digest,
+            "tables": tables.entry.digest if tables else [case.method, case.bits, calibration.digest],
+            "source": source_digest(case.target.entry.module),
+            "runtime": _runtime(case.target, native=tables is None),
+        }
+
+        def build(folder: Path) -> None:
+            self._progress(f"compiling for {case.backend}")
+            if tables is None:
+                batches = _batches(calibration, CALIBRATION_BATCH)
+                runtime.compile_native(case.method, case.bits, template.path, folder, batches)
+            else:
+                runtime.compile(tables.quantized, template.path, folder)
+
+        entry = self.cache.entry("artifacts", key, build)
+        executable = runtime.load(entry.path, self.settings.threads, case.target.device)
+        return Artifact(case, executable, entry, tables)
+
+    def baseline(self, case: Case) -> Artifact:
+        """Return the float model on the case's backend."""
+        if self._baseline is None or self._baseline.case != case.baseline:
+            calibration = self.calibration(case.model)
+            self._baseline = self.compile(case.baseline, self.quantize(case.baseline, calibration), calibration)
+        return self._baseline
+
+    def outputs(self, artifact: Artifact, samples: Samples) -> np.ndarray:
+        """Return float32 [n, ...]: the first output on each sample; fewer than asked if the time cap was reached."""
+        key = {
+            "artifact": artifact.entry.digest,
+            "backend": artifact.case.backend,
+            "data": samples.digest,
+            "batch": self.settings.batch,
+            "threads": self.settings.threads,
+            "machine": _machine(),
+        }
+        partial: list[np.ndarray] = []
+
+        def build(folder: Path) -> None:
+            outputs = self._evaluate(artifact, samples)
+            if len(outputs) < len(samples):
+                partial.append(outputs)
+                raise _Truncated
+            np.save(folder / "outputs.npy", outputs)
+
+        try:
+            return np.load(self.cache.entry("outputs", key, build).path / "outputs.npy")
+        except _Truncated:
+            return partial[0]
+
+    def simulated(self, artifact: Artifact, samples: Samples, perturbed: bool = False) -> np.ndarray:
+        """Return what the artefact's tables mean on ``samples``, run in the same batches as the artefact.
+
+        ``perturbed`` changes every parameter by about one rounding of float32. Where activations are quantized, a value
+        near the border of two codes then falls to the other side: the distance to the unperturbed outputs is what two
+        correct implementations may differ by.
+        """
+        tables = artifact.tables
+        key = {"tables": tables.entry.digest, "data": samples.digest, "batch": self.settings.batch}
+        key |= {"source": source_digest("quant.graph"), "machine": _machine(), "perturbed": perturbed}
+
+        def build(folder: Path) -> None:
+            self._progress("simulating")
+            module = simulate(tables.quantized)
+            if perturbed:
+                _perturb(module)
+            np.save(folder / "outputs.npy", self._run_torch(module, samples))
+
+        return np.load(self.cache.entry("simulated", key, build).path / "outputs.npy")
+
+    def reference(self, name: str) -> Reference | None:
+        """Return the float model's outputs on the split that its scores refer to, if it has one."""
+        prepared = self.prepare(name)
+        if prepared.model.reference is None:
+            return None
+        samples = prepared.model.reference()
+        key = {"graph": prepared.entry.digest, "data": samples.digest, "machine": _machine()}
+
+        def build(folder: Path) -> None:
+            self._progress("running the reference split")
+            np.save(folder / "outputs.npy", self._run_torch(prepared.graph.module(), samples))
+
+        entry = self.cache.entry("reference", key, build)
+        return Reference(np.load(entry.path / "outputs.npy"), samples.labels)
+
+    def first_batch(self, samples: Samples) -> tuple[np.ndarray, ...]:
+        """Return the inputs that are timed."""
+        return tuple(array[: self.settings.batch] for array in samples.inputs)
+
+    def _prepare(self, name: str) -> Prepared:
+        self._progress(f"loading {name}")
+        model = self.model(name)
+        module = model.build()
+        key = {
+            "weights": _state_digest(module),
+            "source": source_digest(f"fixtures.zoo.{name}", "quant.tracing", "quant.storage"),
+            "torch": torch.__version__,
+        }
+
+        def build(folder: Path) -> None:
+            self._progress(f"exporting {name} with torch.export")
+            examples = tuple(torch.from_numpy(array[:2].copy()) for array in model.calibration().inputs)
+            save_graph(capture(module, examples, model.dynamic_axes), folder)
+
+        entry = self.cache.entry("graphs", key, build)
+        return Prepared(model, load_graph(entry.path), entry)
+
+    def _template(self, case: Case) -> Entry:
+        prepared, target = self.prepare(case.model), case.target
+        precision = target.precision or case.scheme.float_dtype
+        if not target.constant("TEMPLATE_PER_PRECISION", False):
+            precision = "float32"
+        key = {
+            "graph": prepared.entry.digest,
+            "source": source_digest(target.entry.module),
+            "runtime": _runtime(target, native=False),
+            "precision": precision,
+        }
+
+        def build(folder: Path) -> None:
+            self._progress(f"exporting {case.model} for {case.backend}, once")
+            target.load().template(prepared.graph, folder, precision)
+
+        return self.cache.entry("templates", key, build)
+
+    def _evaluate(self, artifact: Artifact, samples: Samples) -> np.ndarray:
+        start, outputs, done = time.perf_counter(), [], 0
+        for batch in _batches(samples, self.settings.batch):
+            outputs.append(np.asarray(artifact.executable(*batch)[0], dtype=np.float32))
+            done += len(outputs[-1])
+            elapsed = time.perf_counter() - start
+            self._progress(f"evaluating {artifact.case}: {done}/{len(samples)}")
+            if elapsed > self.settings.case_seconds:
+                break
+        return np.concatenate(outputs)
+
+    def _run_torch(self, module: torch.nn.Module, samples: Samples) -> np.ndarray:
+        with torch.inference_mode():
+            outputs = [
+                module(*map(torch.from_numpy, batch))[0].numpy() for batch in _batches(samples, self.settings.batch)
+            ]
+        return np.concatenate(outputs)
+
+
+class _Truncated(Exception):
+    """An evaluation reached its time cap; what it has is used, and not cached."""
+
+
+@torch.no_grad()
+def _perturb(module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
+
+
+def _batches(samples: Samples, size: int) -> list[tuple[np.ndarray, ...]]:
+    return [
+        tuple(np.ascontiguousarray(array[start : start + size]) for array in samples.inputs)
+        for start in range(0, len(samples), size)
+    ]
+
+
+def _state_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _machine() -> dict[str, str]:
+    """Return what decides the last bits of a result beside the code: libraries and instruction set."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _runtime(target: Target, native: bool) -> list[str]:
+    packages = list(target.constant("NATIVE_REQUIRES", {})) if native else []
+    return [target.load().version(), *(f"{name} {importlib.metadata.version(name)}" for name in packages)]

@@ -1,0 +1,125 @@
+"""Runtimes that execute quantized models: one module each, found by file name.
+
+A backend's file starts with literal constants that are read without importing it:
+
+    TARGETS   target name, the word used in case ids -> options: "device", "platform" ("darwin" or "linux", where it
+              exists only there) and "precision" (of what stays float, where the device computes in nothing else)
+    REQUIRES  importable module -> command that installs it
+    EXECUTES  family of methods -> bits words the backend runs
+    REFUSES   family of methods or bits word -> why not, in one sentence
+    NATIVE    method name -> {bits word: what the runtime's own quantizer is called}
+    TEMPLATE_PER_PRECISION  whether a float16 program needs a template of its own
+    DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
+
+and holds the functions of :class:`Backend`. Backends read the tables and know nothing of methods.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from quant.registry import Entry, find, missing, scan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from quant.graph import FloatGraph, QuantizedModel
+
+
+class Executable(Protocol):
+    """A saved artefact loaded into its runtime.
+
+    path            the artefact, a file or a folder
+    evidence        "measured", "evaluated" (a reference evaluator stands in for the runtime)
+    untimed_reason  why its time means nothing, or None where it does
+    """
+
+    path: Path
+    evidence: str
+    untimed_reason: str | None
+
+    def __call__(self, *inputs: "np.ndarray") -> "list[np.ndarray]":
+        """Run one batch; inputs and outputs as the float graph's ``forward`` has them, outputs float32."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the artefact on disk."""
+
+    def coverage(self) -> dict[str, object]:
+        """Return what the runtime made of it, read from its optimized form.
+
+        ``operators_native`` and ``operators_simulated`` are shares of all multiply-accumulates: run by a kernel for the
+        quantized type, and quantized in the tables but computed otherwise. The rest runs in float. ``notes`` lists
+        sentences on kernels that quantize more than was asked.
+        """
+
+
+class Backend(Protocol):
+    """The functions of a backend's module."""
+
+    def version(self) -> str:
+        """Return the runtime's name and version."""
+
+    def template(self, graph: "FloatGraph", folder: Path, precision: str) -> None:
+        """Write what is made once per model: the float graph in the runtime's form, and a checked map of names.
+
+        ``precision`` is the type of what stays float; a backend that can change it when splicing ignores it.
+        """
+
+    def compile(self, quantized: "QuantizedModel", template: Path, folder: Path) -> None:
+        """Splice the tables into the template and write the artefact into ``folder``."""
+
+    def compile_native(
+        self, method: str, bits: str, template: Path, folder: Path, calibration: "Sequence[tuple[np.ndarray, ...]]"
+    ) -> None:
+        """Write the artefact that the runtime's own quantizer makes of the float model."""
+
+    def load(self, folder: Path, threads: int, device: str | None) -> Executable:
+        """Load an artefact from disk into the runtime."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend with the device it runs on: what a case id names."""
+
+    name: str
+    entry: Entry
+    device: str | None
+    platform: str | None
+    precision: str | None
+
+    def load(self) -> Backend:
+        return self.entry.load()
+
+    def constant(self, name: str, default: object = None) -> object:
+        return self.entry.constants.get(name, default)
+
+    def missing(self) -> str | None:
+        """Return the commands that install what is missing, or None."""
+        return missing(self.constant("REQUIRES", {}))
+
+    def elsewhere(self) -> str | None:
+        """Return why this platform cannot run the target, or None."""
+        if self.platform in (None, sys.platform):
+            return None
+        needed = {"darwin": "macOS", "linux": "Linux"}.get(self.platform, self.platform)
+        return f"{self.name} exists only on {needed}"
+
+
+@functools.cache
+def targets() -> dict[str, Target]:
+    """Return all targets by name."""
+    found = {}
+    for entry in scan(Path(__file__).parent, __name__).values():
+        for name, options in entry.constants.get("TARGETS", {}).items():
+            options = {key: options.get(key) for key in ("device", "platform", "precision")}
+            found[name] = Target(name, entry, **options)
+    return found
+
+
+def target(name: str) -> Target:
+    """Return the target called ``name``; a ValueError names the nearest ones."""
+    return find(targets(), name, "backend")

@@ -1,0 +1,95 @@
+"""What ONNX Runtime made of a quantized model, read from the graph that it optimized."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import onnx
+import torch
+
+from quant.backends._onnx_session import open_session
+from quant.graph import FloatGraph, QuantizedModel
+from quant.nodes import QUANTIZABLE, Parameter
+
+KEY = "quant.operators"
+"""Where an artefact's metadata lists the operators of the float graph; see :func:`describe`."""
+
+NATIVE = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "GatherBlockQuantized",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+
+
+def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
+    """Return the operators that have weights, for the artefact's metadata.
+
+    JSON: ``total``, the multiply-accumulates of the whole graph, and ``operators``, of each [parameter,
+    multiply-accumulates, whether the tables quantize it]. The last is None for a model the runtime quantized itself.
+    """
+    forward, operators = graph.graphs["forward"], []
+    for node in forward.nodes:
+        operator = QUANTIZABLE.get(node.operator)
+        weight = node.arguments[operator.weight] if operator else None
+        if isinstance(weight, Parameter):
+            operators.append([weight.name, graph.macs("forward", node), _is_quantized(weight.name, quantized)])
+    return json.dumps({"total": sum(graph.macs("forward", node) for node in forward.nodes), "operators": operators})
+
+
+def measure(artefact: Path) -> dict[str, object]:
+    """Return the shares of multiply-accumulates that the runtime computes natively and simulates.
+
+    An operator is native if its weight feeds an integer or block-wise kernel of the optimized graph.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        session = open_session(artefact, optimized_model_filepath=str(optimized))
+        facts = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+        graph = onnx.load(optimized, load_external_data=False).graph
+    parameters = {parameter for parameter, _, _ in facts["operators"]}
+    native = _weights_of([node for node in graph.node if node.op_type in NATIVE], parameters)
+    stored = _weights_of([node for node in graph.node if node.op_type == "DequantizeLinear"], parameters)
+    shares = {"operators_native": 0, "operators_simulated": 0}
+    for parameter, macs, quantized in facts["operators"]:
+        if parameter in native:
+            shares["operators_native"] += macs
+        elif quantized or (quantized is None and parameter in stored):
+            shares["operators_simulated"] += macs
+    total = max(facts["total"], 1)
+    return {**{name: count / total for name, count in shares.items()}, "notes": _notes(graph)}
+
+
+def _is_quantized(parameter: str, quantized: QuantizedModel | None) -> bool | None:
+    if quantized is None:
+        return None
+    halved = parameter in quantized.floats and quantized.floats[parameter].dtype == torch.float16
+    return parameter in quantized.weights or halved
+
+
+def _weights_of(nodes: list[onnx.NodeProto], parameters: set[str]) -> set[str]:
+    """Return the parameters that feed ``nodes``; what is made of a parameter has a name that begins with its name."""
+    found = set()
+    for name in {name for node in nodes for name in node.input}:
+        prefixes = [parameter for parameter in parameters if name.startswith(parameter)]
+        if prefixes:
+            found.add(max(prefixes, key=len))
+    return found
+
+
+def _notes(graph: onnx.GraphProto) -> list[str]:
+    levels = [
+        attribute.i
+        for node in graph.node
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    ]
+    if 4 not in levels:
+        return []
+    return ["MatMulNBits at accuracy level 4 also quantizes its activations, to 8 bits in blocks."]

@@ -1,0 +1,178 @@
+"""Tables into the ONNX template: floats, activation quantizers and weights, found by name."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from quant.backends import _onnx_weights as weights
+from quant.backends._onnx_editor import MICROSOFT, Editor
+from quant.backends._onnx_template import Template
+from quant.graph import ActivationQuantizer, Edge, QuantizedModel, shared_quantizers
+from quant.nodes import QUANTIZABLE, Parameter
+from quant.tensor import QuantizedTensor
+
+_GRAPH = "forward"
+_INTEGER_CONSUMERS = ("Conv", "MatMul", "Gemm")
+_LARGEST_BIAS_CODE = 2**31 - 1
+
+
+def splice(quantized: QuantizedModel, template: Template) -> None:
+    """Change the model of ``template`` into the quantized model.
+
+    Raises:
+        ValueError: a table entry has no target in the ONNX model, or the runtime cannot express it.
+    """
+    Splicer(quantized, template).run()
+
+
+class Splicer:
+    def __init__(self, quantized: QuantizedModel, template: Template) -> None:
+        self.quantized, self.template = quantized, template
+        self.editor = Editor(template.model)
+        self.static: dict[Edge, ActivationQuantizer] = {}
+        self.dynamic: set[Edge] = set()
+
+    def run(self) -> None:
+        for name, value in self.quantized.floats.items():
+            self._replace_float(name, value)
+        for index, (quantizer, edges) in enumerate(shared_quantizers(self.quantized, _GRAPH)):
+            self._quantize_activation(quantizer, edges, f"activation_{index}")
+        for name, tensor in self.quantized.weights.items():
+            self._replace_weight(name, tensor)
+        self.editor.finish()
+        for name in (*self.quantized.weights, *self.quantized.floats):
+            if name in self.template.model.graph.initializers:
+                raise ValueError(f"the ONNX model uses the parameter {name!r} in a way that its table cannot express.")
+
+    def _replace_float(self, name: str, value: Tensor) -> None:
+        dtype = "float16" if value.dtype == torch.float16 else "float32"
+        replacement = self.editor.real(f"{name}/{dtype}", value.float().numpy(), dtype)
+        ir.convenience.replace_all_uses_with(self._parameter(name), replacement)
+
+    def _quantize_activation(self, quantizer: ActivationQuantizer, edges: Sequence[Edge], name: str) -> None:
+        node = self.quantized.graph.node(edges[0])
+        value = self.template.values.get(node.arguments[edges[0][2]].name)
+        if value is None:
+            raise ValueError(f"the input {edges[0][2]} of {node.name!r} has no counterpart in the ONNX model.")
+        source = value
+        if quantizer.input_scale is not None:
+            scale = self.editor.constant(f"{name}/input_scale", quantizer.input_scale.numpy())
+            source = self.editor.add("Mul", [value, scale], name=f"{name}/scaled")
+        if quantizer.mode == "static":
+            source = self._quantize(quantizer, source, name)
+            self.static |= dict.fromkeys(edges, quantizer)
+        elif quantizer.mode == "dynamic":
+            source = self._quantize_at_run_time(quantizer, source, name)
+            self.dynamic |= set(edges)
+        for edge in edges:
+            self._feed(edge, value, source)
+
+    def _quantize(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
+        if quantizer.format.bits != 8 or quantizer.format.granularity != "tensor":
+            raise ValueError(f"ONNX Runtime has no static {quantizer.format} activations: use int8 per tensor.")
+        dtype = np.int8 if quantizer.format.symmetric else np.uint8
+        zero_point = 0 if quantizer.zero_point is None else quantizer.zero_point.item()
+        scale_and_zero_point = [
+            self.editor.constant(f"{name}/scale", np.array(quantizer.scale.item(), np.float32)),
+            self.editor.constant(f"{name}/zero_point", np.array(zero_point, dtype)),
+        ]
+        codes = self.editor.add("QuantizeLinear", [value, *scale_and_zero_point], name=f"{name}/codes")
+        return self.editor.add("DequantizeLinear", [codes, *scale_and_zero_point], name=f"{name}/real")
+
+    def _quantize_at_run_time(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
+        format = quantizer.format
+        if format.bits != 8 or format.symmetric or format.granularity != "tensor":
+            raise ValueError(f"ONNX Runtime has no dynamic {format} activations: use int8 asymmetric per tensor.")
+        names = [f"{name}/{part}" for part in ("codes", "scale", "zero_point")]
+        parts = self.editor.add_many("DynamicQuantizeLinear", [value], names)
+        return self.editor.add("DequantizeLinear", parts, name=f"{name}/real")
+
+    def _replace_weight(self, name: str, tensor: QuantizedTensor) -> None:
+        if tensor.codebook is not None:
+            raise ValueError(f"ONNX Runtime has no codebook weights, which {name!r} has.")
+        parameter = self._parameter(name)
+        edges = [edge for edge in self.quantized.graph.consumers(name) if edge[0] == _GRAPH]
+        if not edges:
+            raise ValueError(f"no operator of {_GRAPH!r} takes the quantized weight {name!r}.")
+        for edge in edges:
+            if not self._lower(name, tensor, edge):
+                self._feed(edge, parameter, weights.dequantized(self.editor, name, tensor))
+
+    def _lower(self, name: str, tensor: QuantizedTensor, edge: Edge) -> bool:
+        """Give one consumer of a weight a kernel for it; False, and no change, if there is none."""
+        nodes = self.template.nodes.get(edge[1], [])
+        operator = QUANTIZABLE.get(self.quantized.graph.node(edge).operator)
+        if operator is None:
+            return False
+        if operator.kind == "embedding":
+            gather = next((node for node in nodes if node.op_type == "Gather"), None)
+            return gather is not None and weights.lower_gather(self.editor, name, tensor, gather)
+        data = (edge[0], edge[1], operator.data)
+        if data in self.static:
+            return self._lower_static(name, tensor, edge, self.static[data])
+        linear = weights.linear_of(nodes) if operator.kind == "linear" else None
+        if linear is None:
+            return False
+        if data in self.dynamic:
+            return self._lower_dynamic(name, tensor, linear)
+        return weights.lower_matmul(self.editor, name, tensor, linear)
+
+    def _lower_static(self, name: str, tensor: QuantizedTensor, edge: Edge, quantizer: ActivationQuantizer) -> bool:
+        nodes = self.template.nodes.get(edge[1], [])
+        consumer = next((node for node in nodes if node.op_type in _INTEGER_CONSUMERS), None)
+        if consumer is None or not weights.is_per_channel(tensor):
+            return False
+        if consumer.op_type == "Conv" and not _is_quantized_next(consumer.outputs[0]):
+            return False  # the integer convolution writes integers: this one runs in float, with constant weights
+        transposed = consumer.op_type == "MatMul"
+        consumer.replace_input_with(1, weights.dequantize_linear(self.editor, name, tensor, transposed))
+        if not transposed and len(consumer.inputs) > 2:
+            self._quantize_bias(edge, consumer, weights.channel_scale(tensor) * quantizer.scale.item())
+        return True
+
+    def _quantize_bias(self, edge: Edge, consumer: ir.Node, scale: np.ndarray) -> None:
+        """Store the bias in the steps of the products it is added to, without which no integer kernel takes it."""
+        argument = self.quantized.graph.node(edge).arguments[2]
+        if not isinstance(argument, Parameter):
+            return
+        bias = self.quantized.floats.get(argument.name, self.quantized.graph.parameters[argument.name])
+        codes = np.rint(bias.double().numpy() / scale)
+        if np.abs(codes).max(initial=0) > _LARGEST_BIAS_CODE:
+            return
+        name = f"{edge[1]}/bias"
+        inputs = [
+            self.editor.constant(f"{name}/codes", codes.astype(np.int32)),
+            self.editor.constant(f"{name}/scale", scale.astype(np.float32)),
+        ]
+        consumer.replace_input_with(2, self.editor.add("DequantizeLinear", inputs, name=f"{name}/real", axis=0))
+
+    def _lower_dynamic(self, name: str, tensor: QuantizedTensor, linear: weights.Linear) -> bool:
+        if not weights.is_per_channel(tensor):
+            return False
+        codes, scale, zero_point = linear.data.producer().inputs
+        weight, weight_scale, weight_zero_point = weights.integer_weight(self.editor, name, tensor, transposed=True)
+        inputs = [codes, weight, scale, weight_scale, zero_point, weight_zero_point, linear.bias]
+        output = self.editor.add("MatMulIntegerToFloat", inputs, name=f"{linear.output.name}/product", domain=MICROSOFT)
+        self.editor.replace_output(linear.output, output)
+        return True
+
+    def _feed(self, edge: Edge, old: ir.Value, new: ir.Value) -> None:
+        """Let the ONNX nodes of an edge's operator take ``new`` instead of ``old``."""
+        if not self.editor.replace_input(self.template.nodes.get(edge[1], []), old, new):
+            raise ValueError(f"the input {edge[2]} of {edge[1]!r} has no counterpart in the ONNX model.")
+
+    def _parameter(self, name: str) -> ir.Value:
+        if name not in self.template.parameters:
+            raise ValueError(f"the parameter {name!r} has no counterpart in the ONNX model.")
+        return self.template.parameters[name]
+
+
+def _is_quantized_next(value: ir.Value) -> bool:
+    """Whether ``value`` goes to quantizers alone, perhaps after an activation that the runtime folds into them."""
+    users = [node for node, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type in ("Clip", "Relu"):
+        return _is_quantized_next(users[0].outputs[0])
+    return bool(users) and all(node.op_type == "QuantizeLinear" for node in users)

@@ -1,0 +1,132 @@
+"""ONNX Runtime on the CPU: tables spliced into a float ONNX model, run by its block-wise and integer kernels.
+
+Weight-only linear layers and embeddings run on MatMulNBits and GatherBlockQuantized, which keep activations float.
+W8A8 runs on QLinearConv, QGemm and MatMulIntegerToFloat, which ONNX Runtime fuses from the standard
+QuantizeLinear/DequantizeLinear form. Weights without a kernel, as of weight-only convolutions, are simulated.
+"""
+
+import functools
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from quant.backends import _onnx_coverage as coverage
+from quant.backends import _onnx_template as templates
+from quant.backends._onnx_session import open_session, quiet
+from quant.backends._onnx_splice import splice
+from quant.graph import FloatGraph, QuantizedModel
+
+TARGETS = {"onnxruntime": {}}
+REQUIRES = {
+    "onnxruntime": "pip install onnxruntime onnx onnx-ir onnxscript",
+    "onnx": "pip install onnxruntime onnx onnx-ir onnxscript",
+    "onnx_ir": "pip install onnxruntime onnx onnx-ir onnxscript",
+    "onnxscript": "pip install onnxruntime onnx onnx-ir onnxscript",
+}
+EXECUTES = {
+    "float": ["fp32", "fp16"],
+    "weight_only": ["int8", "int6", "int5", "int4", "int3", "int2"],
+    "static": ["int8"],
+    "dynamic": ["int8"],
+}
+REFUSES = {"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU."}
+NATIVE = {
+    "native": {"int8": "MatMulNBitsQuantizer", "int4": "MatMulNBitsQuantizer"},
+    "native_static": {"int8": "quantize_static"},
+    "native_dynamic": {"int8": "quantize_dynamic"},
+}
+DYNAMIC_GRANULARITY = "tensor"
+
+
+def version() -> str:
+    """Return the runtime's name and version."""
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def template(graph: FloatGraph, folder: Path, precision: str = "float32") -> None:
+    """Write the float model in ONNX and a checked map of names; ``precision`` is chosen when splicing."""
+    templates.write(graph, folder)
+
+
+def compile(quantized: QuantizedModel, template: Path, folder: Path) -> None:
+    """Splice the tables into the template and write ``model.onnx`` into ``folder``.
+
+    Raises:
+        ValueError: a table entry has no target in the ONNX model, or the runtime cannot express it.
+    """
+    source = templates.read(template)
+    splice(quantized, source)
+    source.model.metadata_props[coverage.KEY] = coverage.describe(quantized.graph, quantized)
+    templates.save(source.model, folder)
+
+
+def compile_native(
+    method: str, bits: str, template: Path, folder: Path, calibration: Sequence[tuple[np.ndarray, ...]] = ()
+) -> None:
+    """Write the artefact that ONNX Runtime's own quantizer makes of the float model.
+
+    Raises:
+        ValueError: the quantizer found nothing to quantize, or needs calibration data and got none.
+    """
+    with quiet():  # importing the quantizers is loud, too
+        native = importlib.import_module("quant.backends._onnx_native")
+    native.quantize(method, bits, template, folder / templates.MODEL, calibration)
+
+
+def load(folder: Path, threads: int = 1, device: str | None = None) -> "Executable":
+    """Load an artefact into an inference session on ``threads`` threads."""
+    return Executable(Path(folder) / templates.MODEL, threads)
+
+
+class Executable:
+    """An ONNX model in an inference session."""
+
+    untimed_reason = None
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path = path
+        self._session = open_session(path, threads)
+        self._inputs = [(entry.name, _NUMPY_TYPES[entry.type]) for entry in self._session.get_inputs()]
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """Run one batch; one array per input of ``forward``.
+
+        Raises:
+            ValueError: the number of inputs is not the model's.
+        """
+        if len(inputs) != len(self._inputs):
+            raise ValueError(f"the model takes {len(self._inputs)} inputs, not {len(inputs)}.")
+        feeds = {
+            name: np.ascontiguousarray(array, dtype) for (name, dtype), array in zip(self._inputs, inputs, strict=True)
+        }
+        return self._session.run(None, feeds)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model's file, and of the weights beside it if they did not fit inside."""
+        return sum(path.stat().st_size for path in self.path.parent.glob(f"{self.path.name}*"))
+
+    @property
+    def evidence(self) -> str:
+        """ "simulated" if all that the tables quantize is computed in float."""
+        shares = self.coverage()
+        return "simulated" if shares["operators_simulated"] and not shares["operators_native"] else "measured"
+
+    def coverage(self) -> dict[str, object]:
+        """Return the shares of multiply-accumulates on native kernels and simulated, from the optimized graph."""
+        return self._coverage
+
+    @functools.cached_property
+    def _coverage(self) -> dict[str, object]:
+        return coverage.measure(self.path)
+
+
+_NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}

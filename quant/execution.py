@@ -1,0 +1,133 @@
+"""Graphs as torch modules: running them, exporting them, and naming what they call."""
+
+import importlib
+import operator as python_operator
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from quant.nodes import Graph, Parameter, Value, map_references
+
+Edit = Callable[[Tensor], Tensor]
+
+
+def build_module(
+    source: Graph, parameters: dict[str, Tensor], edges: dict[tuple[str, int], Edit] | None = None
+) -> fx.GraphModule:
+    """Return a graph as a torch module over ``parameters``; its state dict has their names.
+
+    ``edges`` maps (node, position) to a function applied to that argument; where arguments take one value through the
+    same function it is computed once.
+    """
+    root, target = nn.Module(), fx.Graph()
+    values = {name: target.create_node("placeholder", name, name=name) for name in source.inputs}
+    fetched: dict[str, fx.Node] = {}
+    edited: dict[tuple[str, int], fx.Node] = {}
+
+    def fetch(reference: Value | Parameter) -> fx.Node:
+        if isinstance(reference, Value):
+            return values[reference.name]
+        if reference.name not in fetched:
+            _assign(root, reference.name, parameters[reference.name])
+            fetched[reference.name] = target.get_attr(reference.name)
+        return fetched[reference.name]
+
+    def edit(value: str, function: Edit) -> fx.Node:
+        if (value, id(function)) not in edited:
+            name = f"edge_{len(edited)}"
+            root.add_module(name, _Call(function))
+            edited[value, id(function)] = target.call_module(name, (values[value],))
+        return edited[value, id(function)]
+
+    for node in source.nodes:
+        arguments = list(map_references(node.arguments, fetch))
+        for position, argument in enumerate(node.arguments):
+            if edges and (node.name, position) in edges:
+                arguments[position] = edit(argument.name, edges[node.name, position])
+        keywords = {key: map_references(value, fetch) for key, value in node.keywords.items()}
+        function = resolve(node.operator)
+        values[node.name] = target.create_node("call_function", function, tuple(arguments), keywords, name=node.name)
+    target.output(tuple(values[name] for name in source.outputs))
+    return fx.GraphModule(root, target).eval()
+
+
+def resolve(operator: str) -> Callable:
+    """Return the function an operator's name stands for.
+
+    Raises:
+        ValueError: the name is neither a torch operator nor arithmetic on sizes.
+    """
+    namespace, _, rest = operator.partition(".")
+    if namespace == "_operator" and hasattr(python_operator, rest):
+        return getattr(python_operator, rest)
+    if namespace == "math" and rest in ("ceil", "floor", "trunc", "sqrt", "pow"):
+        return getattr(importlib.import_module("math"), rest)
+    if namespace == "torch" and rest.startswith("sym_"):
+        return getattr(torch, rest)
+    name, _, overload = rest.partition(".")
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except (AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"unknown operator {operator!r}: this torch ({torch.__version__}) does not have it."
+        ) from error
+
+
+def export(
+    module: nn.Module, examples: tuple[Tensor, ...], dynamic_axes: tuple[dict[int, str], ...]
+) -> torch.export.ExportedProgram:
+    """Return ``module`` exported with composite operators kept whole, and sizes of ``dynamic_axes`` left open."""
+    dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in dynamic_axes)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+        return program.run_decompositions({})
+
+
+def rename(program: torch.export.ExportedProgram, graph: Graph) -> torch.export.ExportedProgram:
+    """Give the nodes of ``program`` the names they have in ``graph``, after checking that the operators agree."""
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    if [operator_name(node.target) for node in calls] != [node.operator for node in graph.nodes]:
+        raise RuntimeError("exporting the graph again changed its operators; please report this model.")
+    new_names = {}
+    for call, node in zip(calls, graph.nodes, strict=True):
+        new_names[call.name] = node.name
+        call.name = node.name  # _rename() would append numbers to names that other nodes had before
+    for specification in program.graph_signature.output_specs:
+        specification.arg.name = new_names.get(specification.arg.name, specification.arg.name)
+    return program
+
+
+def operator_name(target: object) -> str:
+    """Return the name of what an exported node calls, as :func:`resolve` reads it."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    module = getattr(target, "__module__", "torch")
+    return f"{'torch' if module.startswith('torch') else module}.{target.__name__}"
+
+
+def _assign(root: nn.Module, name: str, value: Tensor) -> None:
+    """Register ``value`` under a dotted ``name``, so that a state dict of ``root`` has canonical names."""
+    *path, last = name.split(".")
+    module = root
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    if value.is_floating_point():
+        module.register_parameter(last, nn.Parameter(value.detach(), requires_grad=False))
+    else:
+        module.register_buffer(last, value)
+
+
+class _Call(nn.Module):
+    """A plain function as a module, so that generated code can hold it."""
+
+    def __init__(self, function: Edit) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.function(value)

@@ -1,0 +1,77 @@
+"""Quantization methods: one algorithm per file, found by file name.
+
+A method's file starts with a literal ``METHODS`` that is read without importing it: method name -> family, bits words
+it offers, the ``core`` ones among them, whether it needs calibration data, and the settings of that variant. Its
+``quantize`` fills the tables of a float graph and knows no runtime.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quant.registry import Entry, find, scan
+from quant.scheme import Family, Granularity, parse
+
+if TYPE_CHECKING:
+    from quant.calibrate import Batch
+    from quant.graph import FloatGraph, QuantizedModel
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the matrix.
+
+    ``core`` holds the bits words that a run without any selection includes. ``native`` methods are a backend's own and
+    have no tables.
+    """
+
+    name: str
+    family: Family
+    bits: tuple[str, ...]
+    entry: Entry
+    core: tuple[str, ...] = ()
+    calibrates: bool = False
+    native: bool = False
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+@functools.cache
+def methods() -> dict[str, Method]:
+    """Return all methods by name, without importing any."""
+    found = {}
+    for entry in scan(Path(__file__).parent, __name__).values():
+        for name, facts in entry.constants.get("METHODS", {}).items():
+            found[name] = Method(name, entry=entry, **facts)
+    return found
+
+
+def method(name: str) -> Method:
+    """Return the method called ``name``; a ValueError names the nearest ones."""
+    return find(methods(), name, "method")
+
+
+def quantize(
+    graph: "FloatGraph",
+    method: str,
+    bits: str,
+    calibration: "Sequence[Batch]" = (),
+    dynamic_granularity: Granularity = "token",
+) -> "QuantizedModel":
+    """Return the tables that ``method`` makes of ``graph`` in the scheme ``bits`` names.
+
+    Args:
+        calibration: batches of inputs, one array per input of the graph; only calibrating methods need them.
+        dynamic_granularity: what the kernels for run-time activation quantization offer, "token" or "tensor".
+
+    Raises:
+        ValueError: an unknown method or bits word, a method that is a backend's own, or bad data.
+    """
+    chosen = find(methods(), method, "method")
+    if chosen.native:
+        raise ValueError(f"{method!r} is a runtime's own quantizer: use compile_native() of a backend.")
+    scheme = parse(bits, chosen.family, dynamic_granularity)
+    quantized = chosen.entry.load().quantize(graph, scheme, calibration, **chosen.settings)
+    quantized.recipe.update(method=method, bits=bits, settings=chosen.settings)
+    return quantized

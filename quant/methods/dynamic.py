@@ -1,0 +1,26 @@
+"""Dynamic W8A8: weights rounded per channel beforehand, activations of linear layers quantized at run time."""
+
+from collections.abc import Sequence
+
+from quant.calibrate import Batch
+from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
+from quant.methods.rtn import round_weights
+from quant.scheme import Scheme
+
+METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8",), "core": ("int8",)}}
+
+
+def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
+    """Return linear layers in W8A8 and embeddings in W8. Convolutions stay float: no runtime has a fast kernel."""
+    kinds = {name: {operator.kind for _, operator in consumers} for name, consumers in graph.quantizable().items()}
+    weights = {
+        name: weight for name, weight in round_weights(graph, scheme).items() if "convolution" not in kinds[name]
+    }
+    quantizer = ActivationQuantizer("dynamic", scheme.activations)
+    activations = {
+        (*edge[:2], operator.data): quantizer
+        for name in weights
+        for edge, operator in graph.quantizable()[name]
+        if operator.kind == "linear"
+    }
+    return QuantizedModel(graph, scheme, weights, activations=activations)

@@ -1,0 +1,125 @@
+"""Static W8A8: activation ranges fixed beforehand from calibration data, the whole path kept in integers.
+
+The inputs of quantized linear and convolution operators are quantized, and those of the residual additions and poolings
+that lie between them, so that a convolutional net never leaves integers. Biases are rounded to the grid of the integer
+accumulator, ``activation scale * weight scale``, as kernels that stay in integers store them. Scheme and placement
+follow Nagel et al., "A White Paper on Neural Network Quantization", 2021 (arXiv:2106.08295).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quant.calibrate import Batch, observe_ranges
+from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
+from quant.methods.rtn import round_weights
+from quant.nodes import QUANTIZABLE, RESIDUAL, Graph, Node, Value
+from quant.scheme import Scheme
+from quant.tensor import QuantizedTensor, scale_and_zero_point
+
+METHODS = {"static": {"family": "static", "bits": ("int8",), "core": ("int8",), "calibrates": True}}
+
+_POOLING = {"aten.mean.dim", "aten.adaptive_avg_pool2d.default", "aten.avg_pool2d.default"}
+_KEEPS_INTEGERS = {
+    "aten.relu.default",
+    "aten.relu6.default",
+    "aten.hardtanh.default",
+    "aten.clamp.default",
+    "aten.max_pool2d.default",
+    "aten.view.default",
+    "aten.flatten.using_ints",
+}
+"""Operators that a runtime can apply to codes, or fold into the operator before them."""
+
+
+def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
+    """Return ``graph`` in W8A8 with per-tensor activation ranges from the extremes seen in calibration."""
+    weights = round_weights(graph, scheme)
+    edges = quantized_edges(graph, weights)
+    values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
+    ranges = observe_ranges(graph, sorted(set(values.values())), calibration)
+    quantizers = {}
+    for value, (low, high) in ranges.items():
+        scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), scheme.activations)
+        quantizers[value] = ActivationQuantizer("static", scheme.activations, scale, zero_point)
+    activations = {edge: quantizers[value] for edge, value in values.items()}
+    return QuantizedModel(graph, scheme, weights, _rounded_biases(graph, weights, activations), activations)
+
+
+def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
+    """Return the data arguments of operators with quantized ``weights`` and of residual additions between them."""
+    edges = []
+    for name, source in graph.graphs.items():
+        for node in source.nodes:
+            if _is_quantized(node, weights):
+                edges.append((name, node.name, QUANTIZABLE[node.operator].data))
+            elif node.operator in RESIDUAL and _is_integer_residual(source, node, weights):
+                edges += [(name, node.name, 0), (name, node.name, 1)]
+            elif node.operator in _POOLING and _is_integer_pooling(source, node, weights):
+                edges.append((name, node.name, 0))
+    return edges
+
+
+def _rounded_biases(
+    graph: FloatGraph, weights: dict[str, QuantizedTensor], activations: dict[Edge, ActivationQuantizer]
+) -> dict[str, Tensor]:
+    """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""
+    biases = {}
+    for edge, quantizer in activations.items():
+        node = graph.node(edge)
+        if node.operator not in QUANTIZABLE or len(node.arguments) < 3 or node.arguments[2] is None:
+            continue
+        name, scale = node.arguments[2].name, weights[node.arguments[1].name].scale
+        if len(graph.consumers(name)) == 1:
+            grid = scale.double().flatten() * quantizer.scale.double()
+            bias = graph.parameters[name]
+            biases[name] = ((bias.double() / grid).round() * grid).to(bias.dtype)
+    return biases
+
+
+def _is_integer_residual(graph: Graph, node: Node, weights: Sequence[str]) -> bool:
+    """Whether an addition lies between quantized operators: all inputs come from such, and an output goes to one."""
+    operands = node.arguments[:2]
+    if not all(isinstance(operand, Value) and graph.shapes.get(operand.name) for operand in operands):
+        return False
+    if node.keywords.get("alpha", 1) != 1:
+        return False
+    return all(_made_by_integers(graph, operand.name, weights) for operand in operands) and any(
+        _reaches_integers(graph, user, weights) for user, _ in graph.users(node.name)
+    )
+
+
+def _is_integer_pooling(graph: Graph, node: Node, weights: Sequence[str]) -> bool:
+    """Whether a pooling takes what quantized operators made and passes it on to one."""
+    made = isinstance(node.arguments[0], Value) and _made_by_integers(graph, node.arguments[0].name, weights)
+    return made and any(_reaches_integers(graph, user, weights) for user, _ in graph.users(node.name))
+
+
+def _made_by_integers(graph: Graph, value: str, weights: Sequence[str]) -> bool:
+    node = graph.by_name.get(value)
+    if node is None:
+        return False
+    if _is_quantized(node, weights):
+        return True
+    if node.operator in RESIDUAL | _KEEPS_INTEGERS:
+        return all(
+            _made_by_integers(graph, argument.name, weights)
+            for argument in node.arguments
+            if isinstance(argument, Value) and graph.shapes.get(argument.name)
+        )
+    return False
+
+
+def _reaches_integers(graph: Graph, node: Node, weights: Sequence[str]) -> bool:
+    if _is_quantized(node, weights):
+        return True
+    passes = node.operator in RESIDUAL | _KEEPS_INTEGERS | _POOLING
+    return passes and any(_reaches_integers(graph, user, weights) for user, _ in graph.users(node.name))
+
+
+def _is_quantized(node: Node, weights: Sequence[str]) -> bool:
+    operator = QUANTIZABLE.get(node.operator)
+    if operator is None or operator.kind == "embedding":
+        return False
+    return getattr(node.arguments[operator.weight], "name", None) in weights

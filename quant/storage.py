@@ -1,0 +1,176 @@
+"""Float graphs and quantized models as folders of JSON and safetensors. Nothing is pickled: loading runs nothing."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
+from quant.nodes import Graph, Node, Parameter, Value
+from quant.scheme import NumberFormat, Scheme
+from quant.tensor import QuantizedTensor, pack, unpack
+
+_DECODERS = {
+    "value": Value,
+    "parameter": Parameter,
+    "float": float,
+    "dtype": lambda name: getattr(torch, name),
+    "memory_format": lambda name: getattr(torch, name),
+}
+
+
+def save_graph(graph: FloatGraph, folder: Path) -> None:
+    """Write ``graph.json`` and ``parameters.safetensors`` into ``folder``."""
+    document = {name: graph_to_json(entry) for name, entry in graph.graphs.items()}
+    (folder / "graph.json").write_text(json.dumps(document))
+    examples = {f"example/{name}/{i}": value for name, group in graph.examples.items() for i, value in enumerate(group)}
+    parameters = {f"parameter/{name}": value for name, value in graph.parameters.items()}
+    save_file(_contiguous({**parameters, **examples}), folder / "parameters.safetensors")
+
+
+def load_graph(folder: Path) -> FloatGraph:
+    """Read what :func:`save_graph` wrote."""
+    document = json.loads((folder / "graph.json").read_text())
+    graphs = {name: graph_from_json(entry) for name, entry in document.items()}
+    tensors = _read_tensors(folder / "parameters.safetensors")
+    examples = {name: tuple(tensors[f"example/{name}/{i}"] for i in range(len(g.inputs))) for name, g in graphs.items()}
+    parameters = {key[len("parameter/") :]: value for key, value in tensors.items() if key.startswith("parameter/")}
+    return FloatGraph(graphs, parameters, examples)
+
+
+def save(quantized: QuantizedModel, folder: Path | str) -> None:
+    """Write the tables into ``folder`` as ``tables.safetensors`` and ``recipe.json``; the float graph stays outside."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {f"floats/{name}": value for name, value in quantized.floats.items()}
+    weights, activations = {}, []
+    for name, weight in quantized.weights.items():
+        weights[name] = {"format": asdict(weight.format), "block": weight.block, "shape": list(weight.codes.shape)}
+        tensors[f"codes/{name}"] = pack(weight.codes, weight.format.bits)
+        tensors |= _present(f"weights/{name}", weight, ("zero_point", "codebook"))
+        tensors[f"weights/{name}/scale"] = weight.scale.to(getattr(torch, weight.format.scale_dtype))
+    for index, (edge, quantizer) in enumerate(quantized.activations.items()):
+        format = asdict(quantizer.format) if quantizer.format else None
+        activations.append({"edge": edge, "mode": quantizer.mode, "format": format})
+        tensors |= _present(f"activations/{index}", quantizer, ("scale", "zero_point", "input_scale"))
+    recipe = {
+        "scheme": asdict(quantized.scheme),
+        "recipe": quantized.recipe,
+        "weights_sha256": quantized.graph.weights_sha256,
+        "weights": weights,
+        "activations": activations,
+    }
+    save_file(_contiguous(tensors), folder / "tables.safetensors")
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+
+
+def load(folder: Path | str, graph: FloatGraph) -> QuantizedModel:
+    """Read the tables that :func:`save` wrote, for the float graph they were made from.
+
+    Raises:
+        ValueError: the tables were made from other weights, or a file is damaged.
+    """
+    folder = Path(folder)
+    try:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        tensors = _read_tensors(folder / "tables.safetensors")
+        weights_sha256 = recipe["weights_sha256"]
+        weights = {name: _load_weight(name, entry, tensors) for name, entry in recipe["weights"].items()}
+        activations = dict(_load_activation(i, entry, tensors) for i, entry in enumerate(recipe["activations"]))
+        scheme = _scheme_from_json(recipe["scheme"])
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no readable quantized model ({error}): quantize the model again.") from error
+    if weights_sha256 != graph.weights_sha256:
+        raise ValueError(f"{folder} was made from other weights than this graph's: quantize the model again.")
+    floats = {key[len("floats/") :]: value for key, value in tensors.items() if key.startswith("floats/")}
+    return QuantizedModel(graph, scheme, weights, floats, activations, recipe["recipe"])
+
+
+def graph_from_json(entry: dict) -> Graph:
+    """Undo :func:`graph_to_json`."""
+    nodes = tuple(
+        Node(name, operator, _decode(arguments), {key: _decode(value) for key, value in keywords.items()})
+        for name, operator, arguments, keywords in entry["nodes"]
+    )
+    dynamic_axes = tuple({int(axis): name for axis, name in axes.items()} for axes in entry["dynamic_axes"])
+    return Graph(tuple(entry["inputs"]), nodes, tuple(entry["outputs"]), dynamic_axes, entry["shapes"])
+
+
+def graph_to_json(graph: Graph) -> dict:
+    """Return the graph as plain JSON types."""
+    nodes = [
+        [node.name, node.operator, _encode(node.arguments), {key: _encode(v) for key, v in node.keywords.items()}]
+        for node in graph.nodes
+    ]
+    return {
+        "inputs": graph.inputs,
+        "nodes": nodes,
+        "outputs": graph.outputs,
+        "dynamic_axes": graph.dynamic_axes,
+        "shapes": graph.shapes,
+    }
+
+
+def _encode(argument: object) -> object:
+    match argument:
+        case tuple():
+            return [_encode(item) for item in argument]
+        case Value(name):
+            return {"value": name}
+        case Parameter(name):
+            return {"parameter": name}
+        case torch.dtype():
+            return {"dtype": str(argument).removeprefix("torch.")}
+        case torch.memory_format():
+            return {"memory_format": str(argument).removeprefix("torch.")}
+        case float() if argument in (float("inf"), float("-inf")):
+            return {"float": str(argument)}
+        case _:
+            return argument
+
+
+def _decode(item: object) -> object:
+    if isinstance(item, list):
+        return tuple(_decode(entry) for entry in item)
+    if not isinstance(item, dict):
+        return item
+    ((kind, content),) = item.items()
+    return _DECODERS[kind](content)
+
+
+def _scheme_from_json(entry: dict) -> Scheme:
+    formats = {
+        key: NumberFormat(**entry[key]) if entry[key] else None for key in ("linear", "convolution", "activations")
+    }
+    return Scheme(**{**entry, **formats})
+
+
+def _load_weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTensor:
+    format = NumberFormat(**entry["format"])
+    codes = unpack(tensors[f"codes/{name}"], format.bits, entry["shape"], format.symmetric)
+    scale = tensors[f"weights/{name}/scale"].float()
+    zero_point, codebook = (tensors.get(f"weights/{name}/{part}") for part in ("zero_point", "codebook"))
+    return QuantizedTensor(codes, scale, zero_point, codebook, tuple(entry["block"]), format)
+
+
+def _load_activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[Edge, ActivationQuantizer]:
+    parts = (tensors.get(f"activations/{index}/{part}") for part in ("scale", "zero_point", "input_scale"))
+    format = NumberFormat(**entry["format"]) if entry["format"] else None
+    return tuple(entry["edge"]), ActivationQuantizer(entry["mode"], format, *parts)
+
+
+def _present(prefix: str, holder: object, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": getattr(holder, name) for name in names if getattr(holder, name) is not None}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

@@ -1,0 +1,263 @@
+"""Paired statistics: did accuracy fall, by how much, and how much faster is it.
+
+Every comparison is paired, sample with sample or round with round. Samples that share a source (one photograph, one
+review) form a cluster; clusters, not samples, are independent, so clusters are resampled. No interval pretends to a
+certainty that the data cannot give: where nothing differed, it still says what a larger set could have shown.
+All random draws are seeded. Accuracies and their differences are shares; a loss of one point is -0.01.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy
+
+RESAMPLES = 2_000
+PERMUTATIONS = 10_000
+# Below so many independent clusters that differ, percentile intervals are known to be too short.
+FEW = 20
+# The median of fewer pairs has no 95 % interval: 2 * 0.5**5 is above 0.05.
+FEWEST_PAIRS = 6
+
+_Z95 = NormalDist().inv_cdf(0.975)
+_CHUNK_ELEMENTS = 1 << 21
+_EXACT_CLUSTERS = 12
+
+
+class Interval(NamedTuple):
+    """A 95 % interval and the method that gave it, worded for a report."""
+
+    low: float
+    high: float
+    method: str
+
+
+class Flips(NamedTuple):
+    """Samples that turned from right to wrong, and from wrong to right."""
+
+    regressed: int
+    fixed: int
+
+
+class SpeedRatio(NamedTuple):
+    """How many times faster the variant is, with its interval (None under ``FEWEST_PAIRS`` pairs)."""
+
+    ratio: float
+    interval: Interval | None
+
+
+def flips(baseline: numpy.ndarray, variant: numpy.ndarray) -> Flips:
+    """Count the flips between two paired outcomes, bool [n] each, true where the answer was right."""
+    baseline, variant = _paired(baseline, variant, bool)
+    return Flips(regressed=int((baseline & ~variant).sum()), fixed=int((~baseline & variant).sum()))
+
+
+def mcnemar(regressed: int, fixed: int) -> float:
+    """Exact two-sided p-value that flips go both ways equally often (McNemar 1947, the exact binomial form).
+
+    It takes samples as independent; where they come in clusters use ``paired_p_value``.
+    """
+    if regressed < 0 or fixed < 0:
+        raise ValueError(f"Flips are counts, not {regressed} and {fixed}.")
+    n = regressed + fixed
+    # Whole numbers stay exact where floating-point tails of thousands of flips would underflow.
+    term = tail = 1
+    for k in range(min(regressed, fixed)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
+
+
+def accuracy_interval(
+    baseline: numpy.ndarray, variant: numpy.ndarray, clusters: numpy.ndarray | None = None, seed: int = 0
+) -> Interval:
+    """95 % interval of accuracy(variant) - accuracy(baseline), from outcomes bool [n] of the same samples.
+
+    Without clusters: Tango's score interval (see ``tango``), which stays open when no sample flipped. With clusters,
+    labels [n]: the percentile interval of the cluster bootstrap (Field and Welsh 2007). Where fewer than ``FEW``
+    clusters differ that one is too short, and Tango's is taken on counts divided by the design effect (Rao and Scott
+    1992); where none differs, each cluster counts as a single sample, the most cautious reading.
+
+    Raises:
+        ValueError: when there is no sample, or the lengths differ.
+    """
+    regressed, fixed = flips(baseline, variant)
+    n = len(baseline)
+    differences = numpy.asarray(variant, float) - numpy.asarray(baseline, float)
+    sums, sizes = _by_cluster(differences, clusters)
+    if len(sums) == n:
+        return tango(regressed, fixed, n)
+    if numpy.count_nonzero(sums) >= FEW:
+        low, high = _bootstrap_of_mean(sums, sizes, seed)
+        return Interval(low, high, "cluster bootstrap, 95 % percentile")
+    effect = _design_effect(differences, sums, sizes)
+    score = tango(regressed / effect, fixed / effect, n / effect)
+    return score._replace(method=f"{score.method}, counts divided by a design effect of {effect:.3g}")
+
+
+def tango(regressed: float, fixed: float, n: float) -> Interval:
+    """95 % score interval of the paired difference (fixed - regressed) / n.
+
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+    Statistics in Medicine 17 (1998). It holds its level in small samples, and without any flip it is
+    +- z**2 / (n + z**2), the score form of the rule of three. Counts may be fractions, as effective counts are.
+    """
+    estimate = (fixed - regressed) / n
+
+    def score(difference: float) -> float:
+        quadratic = 2 * n
+        linear = (2 * n - fixed + regressed) * difference - fixed - regressed
+        constant = -regressed * difference * (1 - difference)
+        root = math.sqrt(max(0.0, linear**2 - 4 * quadratic * constant))
+        restricted = max(0.0, (root - linear) / (2 * quadratic))
+        variance = n * (2 * restricted + difference * (1 - difference))
+        distance = fixed - regressed - n * difference
+        return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+    low = _crossing(lambda difference: score(difference) <= _Z95, -1.0, estimate)
+    high = _crossing(lambda difference: score(difference) < -_Z95, estimate, 1.0)
+    return Interval(low, high, "Tango score")
+
+
+def mean_interval(differences: numpy.ndarray, clusters: numpy.ndarray | None = None, seed: int = 0) -> Interval | None:
+    """95 % interval of a mean of paired differences, float [n], for metrics that are not right-or-wrong.
+
+    The percentile bootstrap over clusters (Efron and Tibshirani 1993, chapter 13); under ``FEW`` clusters Student's t
+    on the clusters' means, because the bootstrap of a few is too short. None where there is a single cluster: nothing
+    then tells chance from effect. Identical outputs, all differences exactly zero, give [0, 0].
+
+    Raises:
+        ValueError: when there is no sample, or a difference is not finite.
+    """
+    sums, sizes = _by_cluster(_finite(differences), clusters)
+    if len(sums) == 1:
+        return None
+    if len(sums) >= FEW:
+        low, high = _bootstrap_of_mean(sums, sizes, seed)
+        return Interval(low, high, "bootstrap, 95 % percentile")
+    from scipy.stats import t
+
+    mean = sums.sum() / sizes.sum()
+    margin = float(t.ppf(0.975, len(sums) - 1)) * math.sqrt(_variance_of_mean(sums, sizes))
+    return Interval(float(mean - margin), float(mean + margin), f"Student's t on {len(sums)} clusters")
+
+
+def paired_p_value(differences: numpy.ndarray, clusters: numpy.ndarray | None = None, seed: int = 0) -> float:
+    """Two-sided p-value that the mean of paired differences, float [n], is zero: Fisher's sign-flip test on clusters.
+
+    Under no effect every cluster's sum is as likely with the other sign (Fisher 1935; Pitman 1937). All signs are
+    enumerated up to a dozen clusters that differ, else drawn, counting the observed one (Phipson and Smyth 2010).
+    On right-or-wrong outcomes of independent samples it is the exact McNemar test.
+
+    Raises:
+        ValueError: when there is no sample, or a difference is not finite.
+    """
+    sums, _ = _by_cluster(_finite(differences), clusters)
+    sums = sums[sums != 0]
+    # Sums that are equal on paper differ by rounding: they count as at least as extreme.
+    observed = abs(sums.sum()) - 1e-9 * numpy.abs(sums).sum()
+    if len(sums) <= _EXACT_CLUSTERS:
+        patterns = numpy.arange(2 ** len(sums))[:, None] >> numpy.arange(len(sums)) & 1
+        return float(numpy.mean(numpy.abs((2.0 * patterns - 1) @ sums) >= observed))
+    random = numpy.random.default_rng(seed)
+    extreme = 0
+    for rows in _chunks(PERMUTATIONS, len(sums)):
+        signs = random.integers(0, 2, size=(rows, len(sums)), dtype=numpy.int8)
+        extreme += int(numpy.count_nonzero(numpy.abs((2.0 * signs - 1) @ sums) >= observed))
+    return (extreme + 1) / (PERMUTATIONS + 1)
+
+
+def speed_ratio(baseline: numpy.ndarray, variant: numpy.ndarray, seed: int = 0) -> SpeedRatio:
+    """exp(median(log(baseline / variant))) of paired times in seconds, float [n], with its 95 % bootstrap interval.
+
+    Above one the variant is faster. Rounds are paired so that a load both saw cancels; the median ignores the rounds
+    that only one of them saw (percentile interval, Efron and Tibshirani 1993).
+
+    Raises:
+        ValueError: when there is no pair, the lengths differ, or a time is not a positive number.
+    """
+    baseline, variant = _paired(baseline, variant, float)
+    times = numpy.concatenate([baseline, variant])
+    if not (numpy.isfinite(times) & (times > 0)).all():
+        raise ValueError("Every time must be a positive number of seconds; the clock is too coarse for this case.")
+    logs = numpy.log(baseline / variant)
+    ratio = float(numpy.exp(numpy.median(logs)))
+    if len(logs) < FEWEST_PAIRS:
+        return SpeedRatio(ratio, None)
+    low, high = _bootstrap(lambda picked: numpy.median(logs[picked], axis=1), len(logs), seed)
+    return SpeedRatio(ratio, Interval(math.exp(low), math.exp(high), "paired bootstrap, 95 % percentile"))
+
+
+def _paired(baseline: numpy.ndarray, variant: numpy.ndarray, dtype: type) -> tuple[numpy.ndarray, numpy.ndarray]:
+    baseline, variant = numpy.asarray(baseline), numpy.asarray(variant)
+    if baseline.ndim != 1 or baseline.shape != variant.shape:
+        raise ValueError(f"Paired measurements must have equal lengths, not shapes {baseline.shape}, {variant.shape}.")
+    if not len(baseline):
+        raise ValueError("There is nothing to compare: no sample was measured.")
+    if dtype is bool and not (baseline.dtype == variant.dtype == numpy.bool_):
+        raise ValueError(f"Outcomes must be right or wrong (bool), not {baseline.dtype} and {variant.dtype}.")
+    return baseline.astype(dtype), variant.astype(dtype)
+
+
+def _finite(differences: numpy.ndarray) -> numpy.ndarray:
+    differences = numpy.asarray(differences, float)
+    if differences.ndim != 1 or not len(differences):
+        raise ValueError(f"Paired differences must be one number for each sample, not shape {differences.shape}.")
+    if not numpy.isfinite(differences).all():
+        worst = int(numpy.flatnonzero(~numpy.isfinite(differences))[0])
+        raise ValueError(f"The difference of sample {worst} is {differences[worst]}; the model's output is not finite.")
+    return differences
+
+
+def _by_cluster(differences: numpy.ndarray, clusters: numpy.ndarray | None) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Sum of the differences, and number of samples, of each cluster: float [clusters] each."""
+    if clusters is None:
+        return differences, numpy.ones(len(differences))
+    clusters = numpy.asarray(clusters)
+    if clusters.shape != differences.shape:
+        raise ValueError(f"Every sample needs one cluster: got {clusters.shape} for {differences.shape}.")
+    _, index = numpy.unique(clusters, return_inverse=True)
+    return numpy.bincount(index, weights=differences), numpy.bincount(index).astype(float)
+
+
+def _bootstrap_of_mean(sums: numpy.ndarray, sizes: numpy.ndarray, seed: int) -> tuple[float, float]:
+    return _bootstrap(lambda picked: sums[picked].sum(axis=1) / sizes[picked].sum(axis=1), len(sums), seed)
+
+
+def _bootstrap(statistic: Callable[[numpy.ndarray], numpy.ndarray], n: int, seed: int) -> tuple[float, float]:
+    """Percentiles 2.5 and 97.5 of ``statistic(indices [rows, n]) -> [rows]`` over resamples with replacement."""
+    random = numpy.random.default_rng(seed)
+    values = [statistic(random.integers(0, n, size=(rows, n))) for rows in _chunks(RESAMPLES, n)]
+    low, high = numpy.percentile(numpy.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _chunks(total: int, width: int) -> Iterator[int]:
+    """Split ``total`` rows of ``width`` so that no block of draws outgrows a few megabytes."""
+    rows = max(1, _CHUNK_ELEMENTS // width)
+    for start in range(0, total, rows):
+        yield min(rows, total - start)
+
+
+def _design_effect(differences: numpy.ndarray, sums: numpy.ndarray, sizes: numpy.ndarray) -> float:
+    """How many times larger clustering makes the variance of the mean; between 1 and n / clusters without a flip."""
+    n, largest = len(differences), len(differences) / len(sums)
+    independent = differences.var() / n
+    if len(sums) == 1 or independent == 0:
+        return largest
+    return float(min(max(_variance_of_mean(sums, sizes) / independent, 1.0), n))
+
+
+def _variance_of_mean(sums: numpy.ndarray, sizes: numpy.ndarray) -> float:
+    """Variance of sum(sums) / sum(sizes) over clusters, by linearization (Cochran 1977, section 6.3)."""
+    residuals = sums - sizes * (sums.sum() / sizes.sum())
+    return float(len(sums) / (len(sums) - 1) * (residuals**2).sum() / sizes.sum() ** 2)
+
+
+def _crossing(is_above: Callable[[float], bool], low: float, high: float) -> float:
+    """Bisect for the point from which ``is_above`` holds."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return high

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from torch import nn
+
+import quant
+
+
+def test_folded_batch_norms_leave_the_function_unchanged(residual_module, residual_graph):
+    image = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        expected = residual_module.double()(image.double())
+        residual_module.float()
+        (found,) = residual_graph.module()(image)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    operators = [node.operator for node in residual_graph.graphs["forward"].nodes]
+    assert not any("batch_norm" in operator for operator in operators)
+    assert {"stem.0.bias", "up.bias"} <= residual_graph.parameters.keys()
+    assert not any("running" in name for name in residual_graph.parameters)
+
+
+def test_a_batch_norm_whose_convolution_has_another_user_stays():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            y = self.convolution(x)
+            return self.norm(y) + y
+
+    module = Shared().eval()
+    graph = quant.capture(module, (torch.randn(2, 2, 4),))
+    x = torch.randn(3, 2, 4)
+    assert any("batch_norm" in node.operator for node in graph.graphs["forward"].nodes)
+    torch.testing.assert_close(graph.module()(x)[0], module(x))
+
+
+def test_batch_and_sequence_stay_open(tied_module, tied_graph):
+    for shape in ((1, 3), (4, 10)):
+        tokens = torch.randint(0, 40, shape)
+        torch.testing.assert_close(tied_graph.module()(tokens)[0], tied_module(tokens))
+
+
+def test_tied_weights_are_one_parameter_with_two_consumers(tied_graph):
+    consumers = tied_graph.quantizable()["embedding.weight"]
+    assert [operator.kind for _, operator in consumers] == ["embedding", "linear"]
+    assert "head.weight" not in tied_graph.parameters
+
+
+def test_a_sliced_parameter_is_not_quantizable(tied_graph):
+    assert "positions" in tied_graph.parameters
+    assert "positions" not in tied_graph.quantizable()
+
+
+def test_exporting_again_keeps_every_name(residual_graph):
+    program = residual_graph.export()
+    names = [node.name for node in program.graph.nodes if node.op == "call_function"]
+    assert names == [node.name for node in residual_graph.graphs["forward"].nodes]
+    assert set(program.state_dict) == set(residual_graph.parameters)
+
+
+def test_an_lstm_stays_one_node():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 6, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    module = Recurrent().eval()
+    graph = quant.capture(module, (torch.randn(2, 5, 4),))
+    assert [node.operator for node in graph.graphs["forward"].nodes].count("aten.lstm.input") == 1
+    x = torch.randn(3, 5, 4)
+    torch.testing.assert_close(graph.module()(x)[0], module(x))
+
+
+def test_a_module_in_training_mode_is_refused():
+    with pytest.raises(ValueError, match=r"call \.eval\(\)"):
+        quant.capture(nn.Linear(2, 2), (torch.randn(2, 2),))
+
+
+def test_an_example_with_a_batch_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least two"):
+        quant.capture(nn.Linear(2, 2).eval(), (torch.randn(1, 2),))
+
+
+def test_multiply_accumulates_are_those_of_the_textbook(residual_graph):
+    graph = residual_graph.graphs["forward"]
+    macs = [residual_graph.macs("forward", node) for node in graph.nodes]
+    stem, branch, depthwise = 64 * 8 * 27, 64 * 8 * 72, 64 * 8 * 9
+    transposed = 64 * 8 * 3 * 4
+    assert [count for count in macs if count] == [stem, branch, depthwise, transposed, 6 * 16, 16 * 5]
+
+
+def test_a_transformer_layer_of_torch_is_captured():
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    graph = quant.capture(layer, (torch.randn(2, 5, 16),))
+    x = torch.randn(3, 5, 16)
+    torch.testing.assert_close(graph.module()(x)[0], layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_view_of_permuted_values_is_captured():
+    class Permuted(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 1).reshape(x.shape[0], -1) + 1
+
+    module = Permuted().eval()
+    graph = quant.capture(module, (torch.randn(2, 3, 4),))
+    x = torch.randn(5, 3, 4)
+    assert torch.equal(graph.module()(x)[0], module(x))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_padding_by_word_becomes_padding_by_number(padding, dilation):
+    module = nn.Conv2d(2, 4, (3, 5), padding=padding, dilation=dilation).eval()
+    graph = quant.capture(module, (torch.randn(2, 2, 16, 16),))
+    x = torch.randn(3, 2, 16, 16)
+    torch.testing.assert_close(graph.module()(x)[0], module(x))
+    assert list(graph.quantizable()) == ["weight"]
+
+
+def test_same_padding_of_an_even_kernel_is_kept_as_it_is():
+    module = nn.Conv1d(2, 4, 4, padding="same").eval()
+    graph = quant.capture(module, (torch.randn(2, 2, 16),))
+    x = torch.randn(3, 2, 16)
+    torch.testing.assert_close(graph.module()(x)[0], module(x))

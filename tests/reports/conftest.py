@@ -1,0 +1,60 @@
+import copy
+
+import pytest
+
+GOOD = {
+    "schema": 1,
+    "kind": "inference",
+    "case": {"model": "minilm", "method": "gptq", "bits": "int4", "backend": "onnxruntime"},
+    "model": {"family": "transformer", "parameters": 22_700_000, "weights_sha256": "a" * 64},
+    "scheme": {"weights": {"bits": 4, "granularity": "group"}, "activations": None},
+    "evidence": "measured",
+    "artifact": {"path": "minilm.onnx", "sha256": "b" * 64},
+    "accuracy": {
+        "metric": "accuracy",
+        "better": "higher",
+        "n": 500,
+        "baseline": 0.946,
+        "value": 0.94,
+        "delta": -0.006,
+        "ci95": [-0.018, 0.006],
+        "p_value": 0.55,
+        "flips": {"regressed": 7, "fixed": 4},
+        "verdict": "inconclusive",
+    },
+    "fidelity": {"error": 0.14, "sqnr_db": 17.1, "cosine": 0.99, "agreement": 0.97, "kl": 0.02},
+    "parity": {"error": 1.2e-6},
+    "size": {"bytes": 14_500_000, "baseline_bytes": 90_800_000, "ratio": 14.5 / 90.8, "bits_per_weight": 5.1},
+    "coverage": {"parameters_quantized": 0.99, "operators_native": 0.97, "operators_simulated": 0.0},
+    "cost": {"seconds": 3.1, "peak_bytes": 400_000_000, "cached": False},
+    "speed": {
+        "protocol": "interleaved, 40 pairs",
+        "ratio": 1.87,
+        "ci95": [1.83, 1.91],
+        "p50": 0.0123,
+        "p90": 0.0131,
+        "p99": None,
+        "baseline_p50": 0.0230,
+        "reason": "p99 needs 200 rounds",
+    },
+    "memory": {"peak_bytes": 300_000_000},
+    "scores": {"dataset_sha256": "c" * 64, "packed": "AAAA"},
+}
+
+
+@pytest.fixture
+def make_record():
+    """``make_record("minilm-gptq-int4-onnxruntime", **{"accuracy.value": 0.9})``: a good record with these changes."""
+
+    def make(case="minilm-gptq-int4-onnxruntime", **changes):
+        record = copy.deepcopy(GOOD)
+        record["case"] = dict(zip(("model", "method", "bits", "backend"), case.split("-"), strict=True))
+        for path, value in changes.items():
+            *parents, key = path.split(".")
+            holder = record
+            for parent in parents:
+                holder = holder[parent]
+            holder[key] = value
+        return record
+
+    return make
