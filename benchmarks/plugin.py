@@ -244,7 +244,7 @@ def pytest_benchmark_compare_machine_info(config: pytest.Config, machine_info: d
     if changed:
         text = f"The baseline ran elsewhere, so times are not comparable: {'; '.join(changed)}."
         config.stash[_NOTES].append(text)
-    # pytest-benchmark's own hook would print both in full, and crash where its storage is outside the working directory.
+    # pytest-benchmark's own hook would print both in full, and crash where its storage is outside the working folder.
     compared_benchmark["machine_info"] = machine_info
 
 
