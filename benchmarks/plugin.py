@@ -203,6 +203,9 @@ class RecordCollector:
     def __init__(self, config: pytest.Config) -> None:
         self._records, self._lines = config.stash[_RECORDS], config.stash[_LINES]
 
+    def pytest_runtest_logstart(self) -> None:
+        self._lines.starting()
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = getattr(report, "quant_record", None)
         if record is not None:

@@ -44,6 +44,11 @@ class LiveLines:
             else:
                 self._reporter.write(f"  {text}\n", flush=True)
 
+    def starting(self) -> None:
+        """Note that a test starts, whose name pytest writes first when it is verbose."""
+        if not self._silent and self._reporter.showlongtestinfo:
+            self.interrupted()
+
     def interrupted(self) -> None:
         """Note that pytest wrote a letter of its own, so that the next line starts below it."""
         self._on_own_line = False

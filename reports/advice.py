@@ -13,7 +13,7 @@ TOLERATED_AGREEMENT = 0.95
 
 
 def advise(records: Sequence[Record]) -> str:
-    """Name the best case of the model with most rows, in one sentence.
+    """Name the best case of the model with most rows, the largest of several such, in one sentence.
 
     Best is the shortest measured time among the cases whose loss of accuracy is, at the far end of its interval, under
     a point (without labels: that agree with float on at least 95 % of the samples). A case that was not measured, such
@@ -23,7 +23,8 @@ def advise(records: Sequence[Record]) -> str:
     if not cases:
         return "There is no quantized case to recommend."
     rows = Counter(record["case"]["model"] for record in cases)
-    model = min(rows, key=lambda name: (-rows[name], name))
+    parameters = {record["case"]["model"]: record["model"].get("parameters") or 0 for record in cases}
+    model = min(rows, key=lambda name: (-rows[name], -parameters[name], name))
     return f"{model}: {_about([record for record in cases if record['case']['model'] == model])}."
 
 

@@ -33,7 +33,8 @@ class Executable(Protocol):
     """A saved artefact loaded into its runtime.
 
     path            the artefact, a file or a folder
-    evidence        "measured", "evaluated" (a reference evaluator stands in for the runtime)
+    evidence        "measured"; "simulated" where an operator of the tables has no native kernel (``evidence_of``); or
+                    "evaluated" (a reference evaluator stands in for the runtime)
     untimed_reason  why its time means nothing, or None where it does
     """
 
@@ -107,6 +108,11 @@ class Target:
             return None
         needed = {"darwin": "macOS", "linux": "Linux"}.get(self.platform, self.platform)
         return f"{self.name} exists only on {needed}"
+
+
+def evidence_of(coverage: dict[str, object]) -> str:
+    """Return "simulated" if any of the quantized work was computed without a kernel for it, else "measured"."""
+    return "simulated" if coverage["operators_simulated"] > 0 else "measured"
 
 
 @functools.cache

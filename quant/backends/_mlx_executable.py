@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant.backends import _mlx_activations, _mlx_weights
+from quant.backends import _mlx_activations, _mlx_weights, evidence_of
 from quant.backends._mlx_blas import NOTE, mx, set_threads
 from quant.backends._mlx_program import DTYPES, Program
 from quant.nodes import Parameter, references
@@ -91,7 +91,7 @@ class Executable:
 
     @property
     def evidence(self) -> str:
-        return "simulated" if self._quantized_nodes().get(False) else "measured"
+        return evidence_of(self.coverage())
 
     def coverage(self) -> dict[str, object]:
         """Return the shares of multiply-accumulates by kind of kernel, and of parameters that are quantized.

@@ -15,6 +15,7 @@ import onnxruntime
 
 from quant.backends import _onnx_coverage as coverage
 from quant.backends import _onnx_template as templates
+from quant.backends import evidence_of
 from quant.backends._onnx_session import open_session, quiet
 from quant.backends._onnx_splice import splice
 from quant.graph import FloatGraph, QuantizedModel
@@ -111,9 +112,8 @@ class Executable:
 
     @property
     def evidence(self) -> str:
-        """ "simulated" if all that the tables quantize is computed in float."""
-        shares = self.coverage()
-        return "simulated" if shares["operators_simulated"] and not shares["operators_native"] else "measured"
+        """ "simulated" if any operator that the tables quantize is computed in float."""
+        return evidence_of(self.coverage())
 
     def coverage(self) -> dict[str, object]:
         """Return the shares of multiply-accumulates on native kernels and simulated, from the optimized graph."""

@@ -14,6 +14,7 @@ import torch
 
 from quant.backends import _torch_artifact as artifact
 from quant.backends import _torch_native as torchao
+from quant.backends import evidence_of
 from quant.backends._torch_lowering import Lowered, lower
 from quant.backends._torch_program import assemble
 from quant.graph import FloatGraph, QuantizedModel
@@ -139,18 +140,18 @@ def load(folder: Path, threads: int, device: str | None = None) -> Executable:
     on_integers = native in torchao.RUNS_ON_INTEGERS and device == "cpu"
     (lowered.native if on_integers else lowered.simulated).update(by_torchao)
     graph = quantized.graph.graphs["forward"]
-    is_quantized = bool(quantized.weights or quantized.activations or native)
     float_dtype = getattr(torch, quantized.scheme.float_dtype)
     examples = quantized.graph.examples["forward"]
+    report = _coverage(quantized, lowered, native)
     return Executable(
         path=folder,
-        evidence="simulated" if is_quantized and not lowered.native else "measured",
+        evidence=evidence_of(report),
         untimed_reason=None,
         device=device,
         graph=graph,
         dtypes=tuple(float_dtype if example.is_floating_point() else example.dtype for example in examples),
         function=assemble(graph.inputs, lowered.calls, graph.outputs),
-        report=_coverage(quantized, lowered, native),
+        report=report,
     )
 
 

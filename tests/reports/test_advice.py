@@ -127,3 +127,9 @@ def test_nothing_known_and_nothing_there(make_record):
     blind = make_record(accuracy={"reason": "no labels"}, fidelity={"reason": "no outputs"})
     assert "the accuracy of no case is known (1 tried), so none is recommended" in one_sentence(advise([blind]))
     assert advise([]) == advise([make_record("minilm-float-fp32-torch")]) == "There is no quantized case to recommend."
+
+
+def test_of_models_with_equally_many_rows_the_largest_is_advised_on(make_record):
+    small = make_record("digits-rtn-int4-torch", **LOSSLESS, **fast(2.0, 1), **{"model.parameters": 63_000})
+    large = make_record("minilm-rtn-int4-torch", **LOSSLESS, **fast(2.0, 20))
+    assert advise([small, large]).startswith("minilm: ship minilm-rtn-int4-torch")

@@ -155,7 +155,7 @@ def test_static_int8_agrees_with_simulate_for_any_batch(images, build, batch):
     quantized = quant.quantize(images, "static", "int8", [(IMAGES,)])
     executable = build(quantized)
     assert error(run(executable, (IMAGES[:batch],)), reference(quantized, (IMAGES[:batch],))) <= 2e-2
-    assert executable.evidence == "measured"
+    assert executable.evidence == "simulated"  # torch has no int8 kernel for its transposed convolution
 
 
 @needs_kernels
