@@ -117,7 +117,7 @@ class Workshop:
             self._progress(f"quantizing with {case.method}")
             batches = _batches(calibration, CALIBRATION_BATCH) if method.calibrates else []
             granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
-            save(quantize(prepared.graph, case.method, case.bits, batches, granularity), folder)
+            save(quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress), folder)
 
         entry = self.cache.entry("tables", key, build)
         return Tables(load(entry.path, prepared.graph), entry)

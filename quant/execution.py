@@ -3,7 +3,8 @@
 import importlib
 import operator as python_operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,6 +52,17 @@ def build_module(
         values[node.name] = target.create_node("call_function", function, tuple(arguments), keywords, name=node.name)
     target.output(tuple(values[name] for name in source.outputs))
     return fx.GraphModule(root, target).eval()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on a single thread, and restore the number of threads afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve(operator: str) -> Callable:

@@ -6,11 +6,12 @@ it offers, the ``core`` ones among them, whether it needs calibration data, and 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quant.progress import reporting
 from quant.registry import Entry, find, scan
 from quant.scheme import Family, Granularity, parse
 
@@ -58,12 +59,17 @@ def quantize(
     bits: str,
     calibration: "Sequence[Batch]" = (),
     dynamic_granularity: Granularity = "token",
+    progress: "Callable[[str], None] | None" = None,
 ) -> "QuantizedModel":
     """Return the tables that ``method`` makes of ``graph`` in the scheme ``bits`` names.
+
+    Linear algebra runs on one thread, because its last bits depend on how many there are: the same inputs give the
+    same codes, bit for bit, on one machine and set of libraries.
 
     Args:
         calibration: batches of inputs, one array per input of the graph; only calibrating methods need them.
         dynamic_granularity: what the kernels for run-time activation quantization offer, "token" or "tensor".
+        progress: called with a line of text such as "gptq: layer 7 of 36, 12 s left" as work goes on.
 
     Raises:
         ValueError: an unknown method or bits word, a method that is a backend's own, or bad data.
@@ -71,7 +77,10 @@ def quantize(
     chosen = find(methods(), method, "method")
     if chosen.native:
         raise ValueError(f"{method!r} is a runtime's own quantizer: use compile_native() of a backend.")
+    from quant.execution import one_thread
+
     scheme = parse(bits, chosen.family, dynamic_granularity)
-    quantized = chosen.entry.load().quantize(graph, scheme, calibration, **chosen.settings)
+    with one_thread(), reporting(method, progress):
+        quantized = chosen.entry.load().quantize(graph, scheme, calibration, **chosen.settings)
     quantized.recipe.update(method=method, bits=bits, settings=chosen.settings)
     return quantized
