@@ -108,19 +108,18 @@ def layer_of(graph: FloatGraph, parameter: str) -> Layer:
 
 
 class Moments:
-    """Second moments of a layer's inputs x, and of them with other inputs of the same samples, over any many batches.
+    """Second moments of what a layer multiplies with, over any number of batches.
 
-    With ``original`` the inputs of the float model and ``inputs`` those of a model whose earlier layers are quantized:
-
-    count    rows seen
-    gram     float32 [groups, columns, columns], the sum of inputs' inputs
-    cross    float32 [groups, columns, columns], the sum of original' inputs; ``gram`` itself where both are the same
-    mean, original_mean   float32 [groups, columns]
+    count  rows seen
+    gram   float32 [groups, columns, columns], the sum over rows x' of the inputs of ``x'ᵀ x'``
+    cross  float32 [groups, columns, columns], the sum of ``xᵀ x'``, x the rows of the float model; ``gram`` where the
+           inputs are those of the float model
     """
 
     def __init__(self, layer: Layer) -> None:
+        columns = layer.matrix(torch.empty(layer.shape, device="meta")).shape[-1]
         self.layer, self.count = layer, 0
-        self._gram = self._cross = self._sum = self._original_sum = 0.0
+        self.gram = self.cross = torch.zeros(layer.groups, columns, columns)
 
     def add(self, inputs: Tensor, original: Tensor | None = None) -> None:
         """Add what the operator reads in one batch, and what it reads in the float model where that differs.
@@ -129,30 +128,16 @@ class Moments:
             ValueError: a value is NaN or infinite; the sentence names the layer.
         """
         rows = self.layer.rows(inputs)
-        if not torch.isfinite(rows.sum()):
-            raise ValueError(f"calibration saw NaN or infinity at the input of {self.layer.parameter!r}: check the data.")
-        self.count += rows.shape[1]
-        self._gram = self._gram + rows.mT @ rows
-        self._sum = self._sum + rows.sum(1)
+        gram = self.gram + rows.mT @ rows
+        if not torch.isfinite(gram).all():
+            raise ValueError(
+                f"calibration saw NaN or infinity at the input of {self.layer.parameter!r}: check the calibration data."
+            )
+        same = original is None and self.cross is self.gram
         originals = rows if original is None else self.layer.rows(original)
-        self._cross = self._gram if original is None else self._cross + originals.mT @ rows
-        self._original_sum = self._original_sum + originals.sum(1)
-
-    @property
-    def gram(self) -> Tensor:
-        return self._gram
-
-    @property
-    def cross(self) -> Tensor:
-        return self._cross
-
-    @property
-    def mean(self) -> Tensor:
-        return self._sum / self.count
-
-    @property
-    def original_mean(self) -> Tensor:
-        return self._original_sum / self.count
+        self.cross = gram if same else self.cross + originals.mT @ rows
+        self.gram = gram
+        self.count += rows.shape[1]
 
 
 def _planar(sizes: int | tuple[int, ...], missing: int) -> tuple[int, int]:

@@ -50,9 +50,7 @@ def quantize_sequentially(
 
 
 class _Walk:
-    def __init__(
-        self, graph: FloatGraph, parameters: Sequence[str], batches: Sequence[Batch], solve: Solve
-    ) -> None:
+    def __init__(self, graph: FloatGraph, parameters: Sequence[str], batches: Sequence[Batch], solve: Solve) -> None:
         self.graph, self.solve = graph, solve
         self.source = graph.graphs["forward"]
         self.pending = {name: layer_of(graph, name) for name in parameters}

@@ -30,7 +30,7 @@ METHODS = {
     }
 }
 
-DAMPING = 0.01
+DAMPING = 0.1
 """Added to the diagonal of the second moments, as a share of its mean: keeps them invertible and the fit general."""
 _BLOCK = 128
 _INNER_BLOCK = 16

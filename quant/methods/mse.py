@@ -75,9 +75,10 @@ class _Candidate(NamedTuple):
 
 def _search(values: Tensor, format: NumberFormat, importance: Tensor | None) -> _Candidate:
     """Search the blocks ``values`` [b, elements]."""
-    low, high = (extreme.clamp_(**bound) for extreme, bound in zip(
-        torch.aminmax(values, dim=1, keepdim=True), ({"max": 0}, {"min": 0}), strict=True
-    ))
+    low, high = (
+        extreme.clamp_(**bound)
+        for extreme, bound in zip(torch.aminmax(values, dim=1, keepdim=True), ({"max": 0}, {"min": 0}), strict=True)
+    )
     best, buffer = None, torch.empty_like(values)
     for ratio in torch.linspace(1.0, _NARROWEST[format.bits], _RANGES).tolist():
         scale, zero_point = scale_and_zero_point(low * ratio, high * ratio, format)
@@ -105,9 +106,7 @@ def _evaluate(
     return _Candidate(scale, zero, torch.linalg.vecdot(weighted, difference).unsqueeze(1))
 
 
-def _refit(
-    values: Tensor, best: _Candidate, format: NumberFormat, importance: Tensor | None, buffer: Tensor
-) -> Tensor:
+def _refit(values: Tensor, best: _Candidate, format: NumberFormat, importance: Tensor | None, buffer: Tensor) -> Tensor:
     """Return the scale that fits the best codes in least squares, rounded to storage."""
     codes = _steps_of(values, best.scale, best.zero_point, format, buffer)
     weighted = codes if importance is None else codes * importance
