@@ -9,6 +9,7 @@ solved for before rounding, and the bias takes up what is left of the mean.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,24 +59,24 @@ def solve_layer(
     target = retargeted(layer.matrix(weight), moments, gram)
     energy = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(1).expand_as(target)
     scale, zero_point = search(layer.weight(target), format, block, layer.weight(energy))
+    scales = _per_row(layer, scale, block)
+    zeros = torch.zeros_like(scales) if zero_point is None else _per_row(layer, zero_point.float(), block)
+    steps = compensated_rounding(target, Grid(scales, format.lowest - zeros, format.highest - zeros), gram)
+    codes = layer.weight(steps)
+    if zero_point is not None:
+        codes = codes + expand(zero_point.float(), block, weight.shape)
+    codes = codes.to(torch.int8 if format.symmetric else torch.uint8).contiguous()
+    return QuantizedTensor(codes, scale, zero_point, None, tuple(block), format)
 
-    def per_element(per_block: Tensor) -> Tensor:
-        return layer.matrix(expand(per_block.float(), block, weight.shape).expand(weight.shape))
 
-    scales = per_element(scale)
-    zeros = torch.zeros_like(scales) if zero_point is None else per_element(zero_point)
-    steps = compensated_rounding(target, scales, format.lowest - zeros, format.highest - zeros, gram)
-    codes = layer.weight(steps + zeros).to(torch.int8 if format.symmetric else torch.uint8)
-    return QuantizedTensor(codes.contiguous(), scale, zero_point, None, tuple(block), format)
-
-
-def damped(gram: Tensor) -> Tensor:
-    """Return second moments [groups, columns, columns] that are safely positive definite."""
+def damped(moments: Tensor) -> Tensor:
+    """Return second moments [groups, columns, columns] as safely positive definite ones."""
+    gram = moments.clone()
     diagonal = torch.diagonal(gram, dim1=-2, dim2=-1)
     mean = diagonal.mean(-1, keepdim=True)
     # Where calibration saw only zeros any fit is as good as another: that of plain rounding.
-    added = torch.where(mean > 0, DAMPING * mean, torch.ones_like(mean))
-    return gram + torch.diag_embed(added.expand_as(diagonal))
+    diagonal += torch.where(mean > 0, DAMPING * mean, torch.ones_like(mean))
+    return gram
 
 
 def retargeted(matrix: Tensor, moments: Moments, gram: Tensor) -> Tensor:
@@ -90,55 +91,74 @@ def retargeted(matrix: Tensor, moments: Moments, gram: Tensor) -> Tensor:
     return matrix + correction
 
 
-def compensated_rounding(matrix: Tensor, scales: Tensor, lowest: Tensor, highest: Tensor, gram: Tensor) -> Tensor:
-    """Return whole numbers of steps [groups, rows, columns] whose error times the inputs is small.
+class Grid(NamedTuple):
+    """What the numbers of a matrix [groups, rows, columns] may be: multiples of a step between a lowest and a highest.
 
-    ``scales``, ``lowest`` and ``highest`` have the shape of ``matrix``: the size of a step, and the fewest and most
-    steps. ``gram`` [groups, columns, columns] are the second moments of the inputs.
+    All are float32 [groups, rows, blocks]; a block is ``ceil(columns / blocks)`` neighbouring columns.
     """
-    order = torch.diagonal(gram, dim1=-2, dim2=-1).argsort(-1, descending=True)
-    back = order.argsort(-1)
 
-    def sorted_columns(values: Tensor) -> Tensor:
-        """Return [groups, columns, rows]: a column lies contiguous in memory."""
-        return values.mT.gather(1, order.unsqueeze(-1).expand_as(values.mT))
-
-    pairs = order.unsqueeze(-1).expand_as(gram)
-    gram = gram.gather(1, pairs).gather(2, pairs.mT)
-    steps = _round_columns(*map(sorted_columns, (matrix, scales, lowest, highest)), _inverse_factor(gram))
-    return steps.gather(1, back.unsqueeze(-1).expand_as(steps)).mT
+    step: Tensor
+    lowest: Tensor
+    highest: Tensor
 
 
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """Return upper U with ``Uᵀ U = gram⁻¹``: the inverse of gram's own upper-times-lower factor, one step not three."""
-    flipped = gram.flip(-1, -2)
-    factor = torch.linalg.cholesky(flipped).flip(-1, -2)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram)
-    return torch.linalg.solve_triangular(factor, identity, upper=True)
+def compensated_rounding(matrix: Tensor, grid: Grid, gram: Tensor) -> Tensor:
+    """Return whole numbers of steps [groups, rows, columns] such that their error times the inputs is small.
+
+    ``gram`` [groups, columns, columns] are the second moments of the inputs, positive definite.
+
+    Columns are rounded in the order of falling energy. With ``gram = L Lᵀ`` and the columns sorted the other way, last
+    to first, the change that best makes good an error of column j is ``L[j, i] / L[i, i]`` of it for every column i
+    before (Babai's nearest plane; Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
+    Algorithm", 2025, arXiv:2507.18553). The usual form needs the factor of the inverse, three times the work.
+    """
+    order = torch.diagonal(gram, dim1=-2, dim2=-1).argsort(-1)
+    factor = torch.linalg.cholesky(_reordered(_reordered(gram, order).mT, order))
+    shares = factor.div_(torch.diagonal(factor, dim1=-2, dim2=-1).clone().unsqueeze(-2))
+    width = -(-matrix.shape[2] // grid.step.shape[2])
+    # Columns lie contiguous in memory: [groups, columns, rows].
+    columns = _reordered(matrix.mT, order)
+    _round_columns(columns, Grid(*(part.mT.contiguous() for part in grid)), order // width, shares)
+    return _reordered(columns, order.argsort(-1)).mT
 
 
-def _round_columns(matrix: Tensor, scales: Tensor, lowest: Tensor, highest: Tensor, factor: Tensor) -> Tensor:
-    """Round the columns of a matrix, laid out [groups, columns, rows]; ``matrix`` is used up."""
-    columns = matrix.shape[1]
-    steps = torch.empty_like(matrix)
-    errors = torch.empty_like(matrix)
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        for inner in range(start, stop, _INNER_BLOCK):
-            inner_stop = min(inner + _INNER_BLOCK, stop)
-            for column in range(inner, inner_stop):
-                values, scale = matrix[:, column], scales[:, column]
-                found = torch.div(values, scale, out=steps[:, column]).round_()
-                torch.clamp(found, lowest[:, column], highest[:, column], out=found)
-                error = torch.sub(values, found * scale, out=errors[:, column])
-                error.div_(factor[:, column, column].unsqueeze(-1))
-                later = slice(column + 1, inner_stop)
-                matrix[:, later] -= factor[:, column, later].unsqueeze(-1) * error.unsqueeze(1)
-            _compensate(matrix, errors, factor, slice(inner, inner_stop), slice(inner_stop, stop))
-        _compensate(matrix, errors, factor, slice(start, stop), slice(stop, columns))
-    return steps
+def _per_row(layer: Layer, per_block: Tensor, block: tuple[int, ...]) -> Tensor:
+    """Return [groups, rows, blocks] of what has one value for each block of a weight."""
+    if layer.kind == "linear":
+        return per_block.expand(layer.shape[0], -1).unsqueeze(0)
+    # The block of a convolution's weight spans whole rows of its matrices.
+    return layer.matrix(expand(per_block, block, layer.shape).expand(layer.shape))[:, :, :1]
 
 
-def _compensate(matrix: Tensor, errors: Tensor, factor: Tensor, done: slice, later: slice) -> None:
-    if later.start < later.stop:
-        matrix[:, later] -= factor[:, done, later].mT @ errors[:, done]
+def _reordered(values: Tensor, order: Tensor) -> Tensor:
+    """Return ``values`` [groups, n, m] with each group's n in ``order`` [groups, n]."""
+    values = values.contiguous()
+    if len(values) == 1:
+        return values[0].index_select(0, order[0]).unsqueeze(0)
+    return values.gather(1, order.unsqueeze(-1).expand_as(values))
+
+
+def _round_columns(columns: Tensor, grid: Grid, blocks: Tensor, shares: Tensor) -> None:
+    """Turn ``columns`` [groups, columns, rows] into numbers of steps, last to first, each error shared by the rest.
+
+    ``blocks`` [groups, columns] says which block of ``grid`` (laid out [groups, blocks, rows]) a column belongs to.
+    """
+    group = torch.arange(len(columns))
+    errors = columns.clone()
+    for stop in range(columns.shape[1], 0, -_BLOCK):
+        start = max(0, stop - _BLOCK)
+        for inner_stop in range(stop, start, -_INNER_BLOCK):
+            inner = max(start, inner_stop - _INNER_BLOCK)
+            for column in range(inner_stop - 1, inner - 1, -1):
+                step, lowest, highest = (part[group, blocks[:, column]] for part in grid)
+                rounded, earlier = columns[:, column].div_(step).round_(), slice(inner, column)
+                torch.minimum(torch.maximum(rounded, lowest, out=rounded), highest, out=rounded)
+                error = errors[:, column].addcmul_(rounded, step, value=-1)
+                columns[:, earlier].addcmul_(shares[:, column, earlier].unsqueeze(-1), error.unsqueeze(1))
+            _compensate(columns, errors, shares, slice(inner, inner_stop), slice(start, inner))
+        _compensate(columns, errors, shares, slice(start, stop), slice(0, start))
+
+
+def _compensate(columns: Tensor, errors: Tensor, shares: Tensor, done: slice, earlier: slice) -> None:
+    if earlier.start < earlier.stop:
+        columns[:, earlier].baddbmm_(shares[:, done, earlier].mT, errors[:, done])
