@@ -61,7 +61,7 @@ def solve_layer(
     scale, zero_point = search(layer.weight(target), format, block, layer.weight(energy))
     scales = _per_row(layer, scale, block)
     zeros = torch.zeros_like(scales) if zero_point is None else _per_row(layer, zero_point.float(), block)
-    steps = compensated_rounding(target, Grid(scales, format.lowest - zeros, format.highest - zeros), gram)
+    steps = compensated_rounding(target, Lattice(scales, format.lowest - zeros, format.highest - zeros), gram)
     codes = layer.weight(steps)
     if zero_point is not None:
         codes = codes + expand(zero_point.float(), block, weight.shape)
@@ -91,7 +91,7 @@ def retargeted(matrix: Tensor, moments: Moments, gram: Tensor) -> Tensor:
     return matrix + correction
 
 
-class Grid(NamedTuple):
+class Lattice(NamedTuple):
     """What the numbers of a matrix [groups, rows, columns] may be: multiples of a step between a lowest and a highest.
 
     All are float32 [groups, rows, blocks]; a block is ``ceil(columns / blocks)`` neighbouring columns.
@@ -102,7 +102,7 @@ class Grid(NamedTuple):
     highest: Tensor
 
 
-def compensated_rounding(matrix: Tensor, grid: Grid, gram: Tensor) -> Tensor:
+def compensated_rounding(matrix: Tensor, grid: Lattice, gram: Tensor) -> Tensor:
     """Return whole numbers of steps [groups, rows, columns] such that their error times the inputs is small.
 
     ``gram`` [groups, columns, columns] are the second moments of the inputs, positive definite.
@@ -118,7 +118,7 @@ def compensated_rounding(matrix: Tensor, grid: Grid, gram: Tensor) -> Tensor:
     width = -(-matrix.shape[2] // grid.step.shape[2])
     # Columns lie contiguous in memory: [groups, columns, rows].
     columns = _reordered(matrix.mT, order)
-    _round_columns(columns, Grid(*(part.mT.contiguous() for part in grid)), order // width, shares)
+    _round_columns(columns, Lattice(*(part.mT.contiguous() for part in grid)), order // width, shares)
     return _reordered(columns, order.argsort(-1)).mT
 
 
@@ -138,7 +138,7 @@ def _reordered(values: Tensor, order: Tensor) -> Tensor:
     return values.gather(1, order.unsqueeze(-1).expand_as(values))
 
 
-def _round_columns(columns: Tensor, grid: Grid, blocks: Tensor, shares: Tensor) -> None:
+def _round_columns(columns: Tensor, grid: Lattice, blocks: Tensor, shares: Tensor) -> None:
     """Turn ``columns`` [groups, columns, rows] into numbers of steps, last to first, each error shared by the rest.
 
     ``blocks`` [groups, columns] says which block of ``grid`` (laid out [groups, blocks, rows]) a column belongs to.
