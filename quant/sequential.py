@@ -1,11 +1,14 @@
 """Quantizing a graph layer by layer, each layer with what the layers before it, already quantized, really pass on.
 
 Calibration data goes through the graph once, node by node, as two models side by side: the float one, and the one
-whose earlier layers are quantized. At most the values that later nodes still need are held, of all samples.
+whose earlier layers are quantized. Only values that later nodes still need are held, of all samples.
+
+A method that looks at several layers together refines them at the end of their block: a stretch of the graph that one
+value alone leaves.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,49 +21,77 @@ from quant.nodes import Graph, Node, Parameter, Value, map_references, reference
 from quant.progress import steps
 from quant.tensor import QuantizedTensor
 
+Solve = Callable[[Layer, Tensor, Moments | None], QuantizedTensor]
+"""Layer, float weight, moments of its inputs (None for an embedding, and where calibration never comes by)."""
+
+_FEWEST_LAYERS = 3
+"""Blocks with fewer layers are joined with the next."""
+
 
 @dataclass
-class Solution:
-    """What became of a layer: its weight, and its bias where that changed too."""
+class Block:
+    """A stretch of the graph whose weights have been solved for one by one.
 
-    weight: QuantizedTensor
-    bias: Tensor | None = None
+    nodes    its calls; the last one's value is all that leaves it
+    layers   its quantizable layers
+    weights  their quantized weights, which a refinement replaces
+    inputs   for each batch, the values that come in, from the model as quantized so far
+    targets  for each batch, the value that leaves it in the float model
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+    weights: dict[str, QuantizedTensor] = field(default_factory=dict)
+    inputs: list[dict[str, Tensor]] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
 
 
-Solve = Callable[[Layer, Tensor, Moments | None], Solution]
-"""Layer, float weight, moments of its inputs (None for an embedding, and where calibration never comes by)."""
+Refine = Callable[[Block], dict[str, QuantizedTensor]]
 
 
 def quantize_sequentially(
-    graph: FloatGraph, parameters: Sequence[str], batches: Sequence[Batch], solve: Solve
-) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
-    """Return the quantized ``parameters`` and the changed biases, each solved for in the order of ``forward``.
+    graph: FloatGraph,
+    parameters: Sequence[str],
+    batches: Sequence[Batch],
+    solve: Solve,
+    refine: Refine | None = None,
+) -> dict[str, QuantizedTensor]:
+    """Return the quantized ``parameters``, each solved for in the order of ``forward`` and refined block by block.
 
     Raises:
         ValueError: there is no calibration data, or a value was NaN or infinite.
     """
     if not batches:
         raise ValueError("this method needs calibration data: pass at least one batch of inputs.")
-    walk = _Walk(graph, parameters, batches, solve)
-    with torch.inference_mode():
+    walk = _Walk(graph, parameters, batches, solve, refine)
+    # Not inference mode: a refinement may train on these values.
+    with torch.no_grad():
         for node in steps(graph.graphs["forward"].nodes, "operator"):
             walk.visit(node)
         walk.finish()
-    return walk.weights, walk.floats
+    return walk.weights
 
 
 class _Walk:
-    def __init__(self, graph: FloatGraph, parameters: Sequence[str], batches: Sequence[Batch], solve: Solve) -> None:
-        self.graph, self.solve = graph, solve
+    def __init__(
+        self,
+        graph: FloatGraph,
+        parameters: Sequence[str],
+        batches: Sequence[Batch],
+        solve: Solve,
+        refine: Refine | None,
+    ) -> None:
+        self.graph, self.solve, self.refine = graph, solve, refine
         self.source = graph.graphs["forward"]
         self.pending = {name: layer_of(graph, name) for name in parameters}
         self.weights: dict[str, QuantizedTensor] = {}
-        self.floats: dict[str, Tensor] = {}
         self.replaced: dict[str, Tensor] = {}
         self.original = [dict(zip(self.source.inputs, batch, strict=True)) for batch in as_tensors(batches)]
         self.quantized = [dict(values) for values in self.original]
         self.last_use = _last_uses(self.source)
         self.moments: dict[tuple, Moments] = {}
+        self.ends = _block_ends(self.source, set(parameters)) if refine else set()
+        self.block = Block(inputs=[dict(values) for values in self.quantized]) if refine else None
 
     def visit(self, node: Node) -> None:
         for reference in references(node.arguments):
@@ -69,6 +100,10 @@ class _Walk:
                 self._solve(layer, self._moments(layer) if layer.node == node else None)
         for original, quantized in zip(self.original, self.quantized, strict=True):
             self._run(node, original, quantized)
+        if self.block:
+            self.block.nodes.append(node)
+        if node.name in self.ends:
+            self._end_block(node)
         for name in self.last_use.get(node.name, ()):
             self.moments = {key: value for key, value in self.moments.items() if key[0] != name}
             for values in (*self.original, *self.quantized):
@@ -80,11 +115,26 @@ class _Walk:
             self._solve(layer, None)
 
     def _solve(self, layer: Layer, moments: Moments | None) -> None:
-        solution = self.solve(layer, self.graph.parameters[layer.parameter], moments)
-        self.weights[layer.parameter] = solution.weight
-        self.replaced[layer.parameter] = solution.weight.dequantize()
-        if solution.bias is not None:
-            self.floats[layer.bias] = self.replaced[layer.bias] = solution.bias
+        self._replace(layer.parameter, self.solve(layer, self.graph.parameters[layer.parameter], moments))
+        if self.block and moments:
+            self.block.layers.append(layer)
+
+    def _replace(self, parameter: str, weight: QuantizedTensor) -> None:
+        self.weights[parameter], self.replaced[parameter] = weight, weight.dequantize()
+
+    def _end_block(self, last: Node) -> None:
+        """Refine the weights of the block that ends here, and let its value follow from them."""
+        block = self.block
+        block.weights = {layer.parameter: self.weights[layer.parameter] for layer in block.layers}
+        block.targets = [values[last.name] for values in self.original]
+        for parameter, weight in self.refine(block).items():
+            self._replace(parameter, weight)
+        for quantized, inputs in zip(self.quantized, block.inputs, strict=True):
+            values = dict(inputs)
+            for node in block.nodes:
+                values[node.name] = self._call(node, values, self.replaced)
+            quantized[last.name] = values[last.name]
+        self.block = Block(inputs=[dict(values) for values in self.quantized])
 
     def _moments(self, layer: Layer) -> Moments | None:
         """Return the moments of a layer's inputs, computed once for all layers that read them in the same way."""
@@ -133,3 +183,26 @@ def _last_uses(graph: Graph) -> dict[str, list[str]]:
     for value, node in last.items():
         dead.setdefault(node, []).append(value)
     return dead
+
+
+def _block_ends(graph: Graph, parameters: set[str]) -> set[str]:
+    """Return the nodes after which one value alone goes on, besides values that depend on none of ``parameters``."""
+    last_use = {value: node for node, values in _last_uses(graph).items() for value in values}
+    position = {node.name: index for index, node in enumerate(graph.nodes)}
+    weighted = [_takes_any(node, parameters) for node in graph.nodes]
+    dependent, ends, layers = set(), set(), 0
+    for index, node in enumerate(graph.nodes):
+        taken = references((node.arguments, tuple(node.keywords.values())))
+        if weighted[index] or any(reference.name in dependent for reference in taken if isinstance(reference, Value)):
+            dependent.add(node.name)
+        layers += weighted[index]
+        live = {value for value in dependent if position[last_use[value]] > index}
+        is_last = index == len(graph.nodes) - 1
+        if is_last or (live == {node.name} and weighted[index + 1] and layers >= _FEWEST_LAYERS):
+            ends.add(node.name)
+            layers = 0
+    return ends
+
+
+def _takes_any(node: Node, parameters: set[str]) -> bool:
+    return any(isinstance(item, Parameter) and item.name in parameters for item in references(node.arguments))

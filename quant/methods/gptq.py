@@ -5,7 +5,7 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 groups, lazy updates in blocks, layers in their true order through the graph. What a layer is fitted to are the outputs
 of the float model, given inputs that earlier quantized layers have changed, as in Li et al., "GPTAQ: Efficient
 Finetuning-Free Quantization for Asymmetric Calibration", 2025 (arXiv:2504.02692); here the least-squares target is
-solved for before rounding, and the bias takes up what is left of the mean.
+solved for before rounding.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from quant.graph import FloatGraph, QuantizedModel
 from quant.layers import Layer, Moments, weight_formats
 from quant.methods.mse import search
 from quant.scheme import NumberFormat, Scheme
-from quant.sequential import Solution, quantize_sequentially
+from quant.sequential import quantize_sequentially
 from quant.tensor import QuantizedTensor, expand, quantize_with
 
 METHODS = {
@@ -38,23 +38,25 @@ _INNER_BLOCK = 16
 
 
 def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
-    """Return all quantizable weights rounded with their errors compensated on the calibration data."""
+    """Return all quantizable weights rounded with their errors compensated on the calibration data.
+
+    An embedding is rounded in scales of least squared error: its rows are looked up one at a time, so no other weight
+    could make good an error. The same holds for a layer that calibration never reaches.
+    """
     formats = weight_formats(graph, scheme)
 
-    def solve(layer: Layer, weight: Tensor, moments: Moments | None) -> Solution:
-        format, block = formats[layer.parameter]
-        if moments is None:
-            return Solution(quantize_with(weight, *search(weight, format, block), format, block))
-        return Solution(solve_layer(layer, weight, moments, format, block))
+    def solve(layer: Layer, weight: Tensor, moments: Moments | None) -> QuantizedTensor:
+        return solve_layer(layer, weight, moments, *formats[layer.parameter])
 
-    weights, floats = quantize_sequentially(graph, list(formats), calibration, solve)
-    return QuantizedModel(graph, scheme, weights, floats)
+    return QuantizedModel(graph, scheme, quantize_sequentially(graph, list(formats), calibration, solve))
 
 
 def solve_layer(
-    layer: Layer, weight: Tensor, moments: Moments, format: NumberFormat, block: tuple[int, ...]
+    layer: Layer, weight: Tensor, moments: Moments | None, format: NumberFormat, block: tuple[int, ...]
 ) -> QuantizedTensor:
     """Return ``weight`` quantized so that the layer's outputs on the calibration data change least."""
+    if moments is None:
+        return quantize_with(weight, *search(weight, format, block), format, block)
     gram = damped(moments.gram / moments.count)
     target = retargeted(layer.matrix(weight), moments, gram)
     energy = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(1).expand_as(target)
