@@ -79,8 +79,6 @@ class Layer:
         kernel = _planar(self.shape[2:], 1)
         stride, padding, dilation = self._geometry()
         stride, dilation = _planar(stride, 1), _planar(dilation, 1)
-        if isinstance(padding, str):
-            values, padding = F.pad(values, _padding_by_word(padding, kernel, dilation)), 0
         return F.unfold(values, kernel, dilation, _planar(padding, 0), stride)
 
     def _samples_at_once(self, values: Tensor) -> int:
@@ -144,12 +142,6 @@ def _planar(sizes: int | tuple[int, ...], missing: int) -> tuple[int, int]:
     """Return height and width; a sequence has height ``missing``."""
     sizes = (sizes, sizes) if isinstance(sizes, int) else tuple(sizes)
     return sizes if len(sizes) == 2 else (missing, *sizes)
-
-
-def _padding_by_word(word: str, kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
-    """Return what "same" or "valid" adds on each side, last dimension first."""
-    totals = [reach * (size - 1) if word == "same" else 0 for size, reach in zip(kernel, dilation, strict=True)]
-    return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
 
 
 def weight_formats(graph: FloatGraph, scheme: Scheme) -> dict[str, tuple[NumberFormat, tuple[int, ...]]]:

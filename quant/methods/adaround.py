@@ -8,7 +8,7 @@ are the start, one of the two neighbours each, so that few steps are enough. A b
 trained to, what it started from, and plain rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ METHODS = {
 
 STEPS = 300
 SAMPLES_PER_STEP = 8
-LEARNING_RATE = 0.02
-PENALTY = 0.1
+LEARNING_RATE = 0.01
+PENALTY = 1.0
 """Weight of the rounding penalty, relative to the error that the block starts from."""
 WARM_UP = 0.2
 """Share of the steps without a penalty."""
@@ -43,8 +43,8 @@ SHARPEST, BLUNTEST = 2.0, 20.0
 """The exponents of the penalty, from first to last; a blunt one leaves codes near the middle alone."""
 STRETCH = (-0.1, 1.1)
 """The range that the sigmoid is stretched to before it is clipped to [0, 1]."""
-START = 0.8
-"""How far the code that GPTQ chose is taken at first."""
+START = 0.97
+"""How far the code that GPTQ chose is taken at first: much less would undo what its errors make good of each other."""
 
 
 def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
@@ -109,7 +109,7 @@ class Reconstruction:
             optimizer.step()
         return {name: soft.hardened() for name, soft in softs.items()}
 
-    def _minibatches(self):
+    def _minibatches(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         generator = torch.Generator().manual_seed(0)
         for _ in range(STEPS):
             inputs, target = self.data[int(torch.randint(len(self.data), (), generator=generator))]

@@ -63,7 +63,9 @@ def solve_layer(
     scale, zero_point = search(layer.weight(target), format, block, layer.weight(energy))
     scales = _per_row(layer, scale, block)
     zeros = torch.zeros_like(scales) if zero_point is None else _per_row(layer, zero_point.float(), block)
-    steps = compensated_rounding(target, Lattice(scales, format.lowest - zeros, format.highest - zeros), gram)
+    width = block[1] if layer.kind == "linear" else target.shape[2]
+    grid = Lattice(scales, format.lowest - zeros, format.highest - zeros, width)
+    steps = compensated_rounding(target, grid, gram)
     codes = layer.weight(steps)
     if zero_point is not None:
         codes = codes + expand(zero_point.float(), block, weight.shape)
@@ -96,12 +98,13 @@ def retargeted(matrix: Tensor, moments: Moments, gram: Tensor) -> Tensor:
 class Lattice(NamedTuple):
     """What the numbers of a matrix [groups, rows, columns] may be: multiples of a step between a lowest and a highest.
 
-    All are float32 [groups, rows, blocks]; a block is ``ceil(columns / blocks)`` neighbouring columns.
+    The three are float32 [groups, rows, blocks]; a block is ``width`` neighbouring columns, the last perhaps fewer.
     """
 
     step: Tensor
     lowest: Tensor
     highest: Tensor
+    width: int
 
 
 def compensated_rounding(matrix: Tensor, grid: Lattice, gram: Tensor) -> Tensor:
@@ -117,10 +120,9 @@ def compensated_rounding(matrix: Tensor, grid: Lattice, gram: Tensor) -> Tensor:
     order = torch.diagonal(gram, dim1=-2, dim2=-1).argsort(-1)
     factor = torch.linalg.cholesky(_reordered(_reordered(gram, order).mT, order))
     shares = factor.div_(torch.diagonal(factor, dim1=-2, dim2=-1).clone().unsqueeze(-2))
-    width = -(-matrix.shape[2] // grid.step.shape[2])
     # Columns lie contiguous in memory: [groups, columns, rows].
     columns = _reordered(matrix.mT, order)
-    _round_columns(columns, Lattice(*(part.mT.contiguous() for part in grid)), order // width, shares)
+    _round_columns(columns, [part.mT.contiguous() for part in grid[:3]], order // grid.width, shares)
     return _reordered(columns, order.argsort(-1)).mT
 
 
@@ -140,10 +142,11 @@ def _reordered(values: Tensor, order: Tensor) -> Tensor:
     return values.gather(1, order.unsqueeze(-1).expand_as(values))
 
 
-def _round_columns(columns: Tensor, grid: Lattice, blocks: Tensor, shares: Tensor) -> None:
+def _round_columns(columns: Tensor, grid: Sequence[Tensor], blocks: Tensor, shares: Tensor) -> None:
     """Turn ``columns`` [groups, columns, rows] into numbers of steps, last to first, each error shared by the rest.
 
-    ``blocks`` [groups, columns] says which block of ``grid`` (laid out [groups, blocks, rows]) a column belongs to.
+    ``grid`` holds step, lowest and highest, [groups, blocks, rows] each, and ``blocks`` [groups, columns] says which
+    block a column belongs to.
     """
     group = torch.arange(len(columns))
     errors = columns.clone()
