@@ -28,9 +28,12 @@ TARGETS = {
 REQUIRES = {"coremltools": "pip install coremltools"}
 EXECUTES = {
     "float": ["fp32", "fp16"],
-    "weight_only": ["int8", "int6", "int5", "int4", "int3", "int2"],
+    "weight_only": [
+        "int8", "int6", "int5", "int4", "int3", "int2",
+        "lut8", "lut6", "lut4", "lut3", "lut2",
+    ],
     "static": ["int8"],
-}
+}  # fmt: skip
 REFUSES = {
     "dynamic": "Core ML has no run-time activation quantization.",
     "bf16": "Core ML has no bfloat16 type.",

@@ -29,10 +29,14 @@ REQUIRES = {
 }
 EXECUTES = {
     "float": ["fp32", "fp16"],
-    "weight_only": ["int8", "int6", "int5", "int4", "int3", "int2"],
+    "weight_only": [
+        "int8", "int6", "int5", "int4", "int3", "int2",
+        "e4m3", "e5m2", "mxfp8", "mxfp4", "nvfp4", "nf4",
+        "lut8", "lut6", "lut4", "lut3", "lut2",
+    ],
     "static": ["int8"],
-    "dynamic": ["int8"],
-}
+    "dynamic": ["int8", "w4a8"],
+}  # fmt: skip
 REFUSES = {"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU."}
 NATIVE = {
     "native": {"int8": "MatMulNBitsQuantizer", "int4": "MatMulNBitsQuantizer"},

@@ -195,7 +195,7 @@ def test_a_codebook_survives_the_folder(attention, build):
     codes = torch.randint(0, 8, weight.shape, dtype=torch.uint8)
     scale = torch.full((24, 1), 0.5)
     palette = torch.linspace(-1, 1, 8).half().float()
-    table = QuantizedTensor(codes, scale, None, palette, (1, 24), NumberFormat(3, False, "channel"))
+    table = QuantizedTensor(codes, scale, None, palette, (1, 24), NumberFormat(3, False, "channel", codebook="learned"))
     quantized = QuantizedModel(attention, parse("int3"), {"q.weight": table})
     assert error(run(build(quantized), TOKENS), reference(quantized, TOKENS)) <= 1e-6
 
