@@ -52,12 +52,16 @@ class NumberFormat:
     def lowest(self) -> float:
         """The smallest code, or entry of a named codebook."""
         if self.codebook:
-            return -_LARGEST_ENTRY[self.codebook]
+            return -self.highest
         return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
 
     @property
     def highest(self) -> float:
         """The largest code, or entry of a named codebook."""
+        if self.codebook == "learned":
+            raise ValueError(
+                "look-up tables are learned from the weights and have no range of their own: use a palette."
+            )
         if self.codebook:
             return _LARGEST_ENTRY[self.codebook]
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1

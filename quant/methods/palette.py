@@ -56,8 +56,11 @@ def quantize(
             which multiply nothing, are not weighted.
 
     Raises:
-        ValueError: there is no calibration data for ``fisher``, or a weight or an input holds NaN or infinity.
+        ValueError: the scheme has no look-up tables, there is no calibration data for ``fisher``, or a weight or an
+            input holds NaN or infinity.
     """
+    if scheme.linear.codebook != "learned":
+        raise ValueError(f"{scheme} has no look-up tables, which palettes are: use lut4 or another of their words.")
     importance = mean_squared_inputs(graph, calibration) if fisher else {}
     weights = {}
     for parameter in steps(list(graph.quantizable()), "weight"):

@@ -105,7 +105,9 @@ def test_the_rest_is_stored_as_codes(tensor, reason):
 def test_a_palette_is_stored_with_its_codebook():
     format = NumberFormat(4, False, "channel", codebook="learned")
     codes = torch.randint(0, 16, (6, 32), dtype=torch.uint8)
-    tensor = QuantizedTensor(codes, torch.rand(6, 1).half().float(), None, torch.randn(16).half().float(), (1, 32), format)
+    tensor = QuantizedTensor(
+        codes, torch.rand(6, 1).half().float(), None, torch.randn(16).half().float(), (1, 32), format
+    )
     entry, arrays = stored(tensor)
     assert torch.equal(weights.decode(entry, arrays, mx.float32), tensor.dequantize())
 
