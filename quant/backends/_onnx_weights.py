@@ -213,8 +213,11 @@ def _looked_up(editor: Editor, name: str, tensor: QuantizedTensor, codes: ir.Val
         first = (np.arange(codes.shape[0], dtype=np.int32) // tensor.rows_per_table).clip(max=tables - 1) * entries
         offsets = editor.constant(f"{name}/offsets", first.reshape(-1, *[1] * (tensor.codes.ndim - 1)))
         indices = editor.add("Add", [indices, offsets], name=f"{name}/table_indices")
-    dtype = "float16" if tensor.format.codebook == "learned" else "float32"
-    table = editor.real(f"{name}/codebook", tensor.codebook.numpy().reshape(-1), dtype)
+    entries = tensor.codebook.numpy().reshape(-1)
+    if tensor.format.codebook == "learned":
+        table = editor.real(f"{name}/codebook", entries, "float16")
+    else:
+        table = editor.constant(f"quant/{tensor.format.codebook}", entries)  # one for all weights
     return editor.add("Gather", [table, indices], name=f"{name}/entries")
 
 
@@ -223,11 +226,15 @@ def _stored_scale(editor: Editor, name: str, tensor: QuantizedTensor, shape: Seq
     if tensor.format.scale_bits != 8:
         return editor.real(f"{name}/scale", tensor.scale.numpy().reshape(shape), tensor.format.scale_dtype)
     parts = stored_parts(tensor)
-    bits = torch.arange(256, dtype=torch.uint8).view(parts["scale"].dtype).float()
-    table = editor.constant(f"{name}/scales", (bits * parts.get("shared_scale", 1)).numpy())
+    values = torch.arange(256, dtype=torch.uint8).view(parts["scale"].dtype).float().numpy()
+    table = editor.constant(f"quant/{tensor.format.scale_dtype}", values)
     codes = editor.constant(f"{name}/scale_codes", parts["scale"].view(torch.uint8).numpy().reshape(shape))
     indices = editor.add("Cast", [codes], name=f"{name}/scale_indices", to=ir.DataType.INT32)
-    return editor.add("Gather", [table, indices], name=f"{name}/scale")
+    scale = editor.add("Gather", [table, indices], name=f"{name}/scale")
+    if "shared_scale" not in parts:
+        return scale
+    shared = editor.constant(f"{name}/shared_scale", parts["shared_scale"].numpy())
+    return editor.add("Mul", [scale, shared], name=f"{name}/true_scale")
 
 
 def _stored_codes(editor: Editor, name: str, tensor: QuantizedTensor, codes: np.ndarray) -> ir.Value:

@@ -198,7 +198,7 @@ def test_four_bit_weights_run_with_eight_bit_activations(text, tmp_path):
     assert apart > 2 * difference  # what the rounding of activations changes, the kernel changes alike
 
 
-@pytest.mark.parametrize("columns", [10, 16, 24, 32, 40, 96, 200])
+@pytest.mark.parametrize("columns", [10, 24, 200])
 def test_a_layer_rounds_its_activations_as_the_tables_say(columns, tmp_path):
     torch.manual_seed(columns)
     example = torch.randn(3, columns) * torch.logspace(-1, 1, columns)
