@@ -54,8 +54,9 @@ def lower_matmul(
     editor: Editor, name: str, tensor: QuantizedTensor, linear: Linear, level: int = UNQUANTIZED_INPUTS
 ) -> bool:
     """Replace a linear layer by MatMulNBits; False, and no change, if the kernel cannot express the weight."""
-    if tensor.format.codebook == "nf4":
-        return _lower_normal_floats(editor, name, tensor, linear)
+    if _suits_normal_float_kernel(tensor):
+        _lower_normal_floats(editor, name, tensor, linear)
+        return True
     blocks = kernel_blocks(tensor)
     if blocks is None:
         return False
@@ -75,16 +76,24 @@ def lower_matmul(
     return True
 
 
-def _lower_normal_floats(editor: Editor, name: str, tensor: QuantizedTensor, linear: Linear) -> bool:
-    """Replace a linear layer by MatMulBnb4, whose blocks lie in the flattened weight: they must divide its rows."""
-    (rows, columns), (height, block) = tensor.codes.shape, tensor.block
-    if height != 1 or columns % block or not is_kernel_block(block):
+def _suits_normal_float_kernel(tensor: QuantizedTensor) -> bool:
+    """Whether MatMulBnb4 reads the weight: its blocks lie in the flattened weight, and so must divide the rows."""
+    if tensor.format.codebook != "nf4" or tensor.codes.ndim != 2 or tensor.block[0] != 1:
         return False
-    packed = pack(tensor.codes.numpy().reshape(-1, 2)[:, ::-1], 4).reshape(-1)  # the first in the highest bits
+    return is_kernel_block(tensor.block[1]) and tensor.codes.shape[1] % tensor.block[1] == 0
+
+
+def _packed_normal_floats(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
+    """Return the codes as MatMulBnb4 reads them: uint8 [elements / 2], the first of two in the highest bits."""
+    return editor.constant(f"{name}/packed", pack(tensor.codes.numpy().reshape(-1, 2)[:, ::-1], 4).reshape(-1))
+
+
+def _lower_normal_floats(editor: Editor, name: str, tensor: QuantizedTensor, linear: Linear) -> None:
+    (rows, columns), block = tensor.codes.shape, tensor.block[1]
     scale = editor.real(f"{name}/flat_scale", tensor.scale.numpy().reshape(-1), tensor.format.scale_dtype)
     output = editor.add(
         "MatMulBnb4",
-        [linear.data, editor.constant(f"{name}/packed", packed), scale],
+        [linear.data, _packed_normal_floats(editor, name, tensor), scale],
         name=f"{linear.output.name}/product",
         domain=MICROSOFT,
         K=columns,
@@ -95,7 +104,6 @@ def _lower_normal_floats(editor: Editor, name: str, tensor: QuantizedTensor, lin
     if linear.bias is not None:
         output = editor.add("Add", [output, linear.bias], name=f"{linear.output.name}/biased")
     editor.replace_output(linear.output, output)
-    return True
 
 
 def lower_gather(editor: Editor, name: str, tensor: QuantizedTensor, gather: ir.Node) -> bool:
@@ -167,8 +175,7 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
     padded = [count * size for count, size in zip(counts, within, strict=True)]
     spare = [(0, large - size) for large, size in zip(padded, shape, strict=True)]
     split = _interleave(counts, within)
-    values = _stored_codes(editor, name, tensor, np.pad(tensor.codes.numpy(), spare))
-    values = editor.cast(values) if tensor.codebook is None else _looked_up(editor, name, tensor, values)
+    values = _elements(editor, name, tensor, spare)
     values = _reshape(editor, f"{name}/in_blocks", values, split)
     per_block = _interleave(counts, [1] * len(counts))
     if tensor.zero_point is not None:
@@ -203,6 +210,23 @@ def _blocks_of_codes(editor: Editor, name: str, blocks: KernelBlocks) -> ir.Valu
         return editor.constant(f"{name}/packed_in_blocks", packed)
     rows = editor.constant(f"{name}/packed", packed.reshape(packed.shape[0], -1))
     return _reshape(editor, f"{name}/packed_in_blocks", rows, packed.shape)
+
+
+def _elements(editor: Editor, name: str, tensor: QuantizedTensor, spare: Sequence[tuple[int, int]]) -> ir.Value:
+    """Return codes padded by ``spare``, or the entries they stand for, as float32."""
+    if _suits_normal_float_kernel(tensor):
+        return _looked_up_in_pairs(editor, name, tensor)
+    codes = _stored_codes(editor, name, tensor, np.pad(tensor.codes.numpy(), spare))
+    return editor.cast(codes) if tensor.codebook is None else _looked_up(editor, name, tensor, codes)
+
+
+def _looked_up_in_pairs(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
+    """Return the entries of what the kernel reads as well, so that a weight of several uses is stored once."""
+    entries = tensor.codebook.numpy()
+    pairs = np.stack([entries.repeat(16), np.tile(entries, 16)], -1)
+    packed = _packed_normal_floats(editor, name, tensor)
+    indices = editor.add("Cast", [packed], name=f"{name}/pair_indices", to=ir.DataType.INT32)
+    return editor.add("Gather", [editor.constant("quant/nf4_pairs", pairs), indices], name=f"{name}/pairs")
 
 
 def _looked_up(editor: Editor, name: str, tensor: QuantizedTensor, codes: ir.Value) -> ir.Value:

@@ -176,12 +176,15 @@ def test_codebooks_are_stored_in_their_codes(text):
 
 
 def test_normal_floats_run_on_their_kernel_where_their_blocks_fill_rows(text, tmp_path):
-    executable = text.load(text.quantize("rtn", "nf4", tokens()))
+    quantized = text.quantize("rtn", "nf4", tokens())
+    executable = text.load(quantized)
     operators = optimized_operators(executable, tmp_path)
     assert operators["MatMulBnb4"] == 2  # of 64 columns; those of 40 are simulated
     work = {name: macs for name, macs, _ in json.loads(_metadata(executable))["operators"]}
     native = work["hidden.weight"] + work["embedding.weight"]
     assert executable.coverage()["operators_native"] == pytest.approx(native / (native + 2 * work["back.weight"]))
+    tables = quantized.graph.parameter_count * quantized.bits_per_weight / 8
+    assert executable.size_bytes < tables + 20_000  # the tied embedding and head are stored once
 
 
 def test_four_bit_weights_run_with_eight_bit_activations(text, tmp_path):
