@@ -73,7 +73,7 @@ def round_up_to_e8m0(scale: Tensor) -> Tensor:
 def round_to_e4m3(scale: Tensor) -> Tensor:
     """Return ``scale`` rounded to e4m3 times the power of two that all of them share.
 
-    None becomes zero: a block too small for its neighbours, or dead, gets the smallest scale there is.
+    None becomes zero, as MLX has it: a block too small for its neighbours, or dead, gets the smallest scale there is.
     """
     shared = shared_power(scale)
     return (scale / shared).to(torch.float8_e4m3fn).float().clamp(min=_SMALLEST_E4M3) * shared
@@ -95,5 +95,5 @@ CODEBOOKS = {
     "e4m3": codebook(_bits_as(torch.float8_e4m3fn), "even"),
     "e5m2": codebook(_bits_as(torch.float8_e5m2), "even"),
 }
-"""Ties are those of ``mx.quantize`` on a CPU and of torch's casts. OCP asks for even everywhere, as MLX does on a GPU;
-weights that lie half-way exactly are the only ones that differ."""
+"""Ties are those of ``mx.quantize`` on a CPU and of torch's casts. OCP asks for even everywhere: e2m1 differs in weights
+that lie half-way exactly, and in them alone."""
