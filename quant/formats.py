@@ -95,5 +95,5 @@ CODEBOOKS = {
     "e4m3": codebook(_bits_as(torch.float8_e4m3fn), "even"),
     "e5m2": codebook(_bits_as(torch.float8_e5m2), "even"),
 }
-"""Ties are those of ``mx.quantize`` on a CPU and of torch's casts. OCP asks for even everywhere: e2m1 differs in weights
-that lie half-way exactly, and in them alone."""
+"""Ties are those of ``mx.quantize`` on a CPU and of torch's casts. OCP asks for even everywhere: e2m1 differs, but
+only in weights that lie half-way exactly."""

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: tables spliced into a float ONNX model, run by its block-wise and integer kernels.
 
 Weight-only linear layers and embeddings run on MatMulNBits and GatherBlockQuantized, which keep activations float, and
-layers of normal floats on MatMulBnb4. W4A8 is MatMulNBits at the accuracy level at which it quantizes its input as well.
+layers of normal floats on MatMulBnb4. W4A8 is MatMulNBits at the accuracy level at which it quantizes its input too.
 W8A8 runs on QLinearConv, QGemm and MatMulIntegerToFloat, which ONNX Runtime fuses from the standard
 QuantizeLinear/DequantizeLinear form. Weights without a kernel, as of weight-only convolutions and other codebooks, are
 simulated.
