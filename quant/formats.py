@@ -42,7 +42,9 @@ class Codebook:
 
     def nearest(self, values: Tensor) -> Tensor:
         """Return the codes (uint8) of the entries nearest to ``values`` (float32, any shape)."""
-        return self.codes[torch.searchsorted(self.boundaries, values.contiguous(), out_int32=True)]
+        ranks = torch.searchsorted(self.boundaries, values.contiguous(), out_int32=True)
+        # Plain indexing would widen the indices to 64 bits first.
+        return self.codes.index_select(0, ranks.flatten()).reshape(values.shape)
 
 
 def codebook(entries: Tensor, ties: Literal["even", "zero"]) -> Codebook:

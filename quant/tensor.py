@@ -66,11 +66,12 @@ class QuantizedTensor:
         return -(-self.codes.shape[0] // tables)
 
     def _looked_up(self) -> Tensor:
-        if self.codebook.ndim == 1:
-            return self.codebook[self.codes.int()]
-        table = torch.arange(self.codes.shape[0]) // self.rows_per_table
-        offsets = (table * self.codebook.shape[1]).reshape(-1, *[1] * (self.codes.ndim - 1))
-        return self.codebook.flatten()[self.codes.int() + offsets]
+        indices = self.codes.int()
+        if self.codebook.ndim == 2:
+            table = torch.arange(self.codes.shape[0], dtype=torch.int32) // self.rows_per_table
+            indices += (table * self.codebook.shape[1]).reshape(-1, *[1] * (self.codes.ndim - 1))
+        # Plain indexing would widen the indices to 64 bits first.
+        return self.codebook.flatten().index_select(0, indices.flatten()).reshape(self.codes.shape)
 
 
 def quantize(weight: Tensor, format: NumberFormat, block: tuple[int, ...]) -> QuantizedTensor:

@@ -16,6 +16,7 @@ _EXACT_UP_TO = 512
 _ITERATIONS = 100
 _START_POINTS = 2048
 _START_ROUNDS = 5
+_CHUNK = 2**18
 
 
 def k_means(values: Tensor, entries: int, importance: Tensor | None = None) -> Tensor:
@@ -81,15 +82,18 @@ def _prefix_sums(values: Tensor, importance: Tensor | None) -> tuple[Tensor, Ten
     """
     if importance is None:
         ordered = torch.from_numpy(np.sort(values.numpy(), 1))  # many times faster than torch's, and without indices
-        return ordered, None, _running(ordered.double())
+        return ordered, None, _running(ordered)
     ordered, order = values.sort(1)
     shares = importance.gather(1, order).double()
     return ordered, _running(shares), _running(shares * ordered)
 
 
 def _running(summands: Tensor) -> Tensor:
-    sums = summands.new_zeros(summands.shape[0], summands.shape[1] + 1)
-    torch.cumsum(summands, 1, out=sums[:, 1:])
+    count = summands.shape[1]
+    sums = torch.zeros(summands.shape[0], count + 1, dtype=torch.float64)
+    for start in range(0, count, _CHUNK):  # all at once they would be copied to widen them
+        part = summands[:, start : start + _CHUNK].double().cumsum(1)
+        sums[:, start + 1 : start + 1 + _CHUNK] = part.add_(sums[:, start : start + 1])
     return sums
 
 
