@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from quant.execution import build_module, export, rename
 from quant.nodes import QUANTIZABLE, Graph, Node, Operator, Parameter, Value, references, transposed_groups
 from quant.scheme import NumberFormat, Scheme
-from quant.tensor import QuantizedTensor, scale_and_zero_point
+from quant.tensor import QuantizedTensor, block_extremes, expand, scale_and_zero_point
 
 Edge = tuple[str, str, int | str]
 """One argument of one node of one graph: (graph, node, position), or a name where an operator has inner inputs, as the
@@ -134,10 +134,17 @@ class ActivationQuantizer:
         return (codes - offset) * scale
 
     def dynamic_range(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return scale and zero point from the extremes of ``values``: per row of the last axis, or of all of it."""
+        """Return scale and zero point from the extremes of ``values``: per row or group of the last axis, or of all."""
+        if self.format.granularity == "group":
+            return self._group_range(values)
         if self.format.granularity == "token":
             return scale_and_zero_point(values.amin(-1, keepdim=True), values.amax(-1, keepdim=True), self.format)
         return scale_and_zero_point(values.amin(), values.amax(), self.format)
+
+    def _group_range(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        block = (*[1] * (values.ndim - 1), min(self.format.group_size, values.shape[-1]))
+        per_group = scale_and_zero_point(*block_extremes(values, block), self.format)
+        return tuple(None if part is None else expand(part, block, values.shape) for part in per_group)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,19 @@ from quant.registry import nearest
 Granularity = Literal["tensor", "channel", "group", "token"]
 Family = Literal["float", "weight_only", "static", "dynamic"]
 
+ScaleType = Literal["float32", "float16", "float8_e4m3fn", "float8_e8m0fnu"]
+CodebookName = Literal["nf4", "e2m1", "e4m3", "e5m2", "learned"]
+
 INTEGER_WORDS = {f"int{bits}": bits for bits in (8, 6, 5, 4, 3, 2)}
+PALETTE_WORDS = {f"lut{bits}": bits for bits in (8, 6, 4, 3, 2)}
 FLOAT_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+W4A8 = "w4a8"
 FAMILIES: tuple[Family, ...] = ("float", "weight_only", "static", "dynamic")
 DEFAULT_GROUP_SIZE = 32
 
 _FLOAT16_SIGNIFICANT_BITS = 11
+_SCALE_BITS = {"float32": 32, "float16": 16, "float8_e4m3fn": 8, "float8_e8m0fnu": 8, None: 0}
+_LARGEST_ENTRY = {"nf4": 1.0, "e2m1": 6.0, "e4m3": 448.0, "e5m2": 57344.0}
 _SUFFIX = re.compile(r"g(?P<group>[1-9]\d*)|(?P<symmetric>sym)|(?P<granularity>tensor|channel)")
 
 
@@ -28,21 +35,46 @@ class NumberFormat:
 
     An integer ``code`` stands for ``(code - zero_point) * scale``. Symmetric codes are signed, use the range
     ``-(2**(bits-1) - 1) .. 2**(bits-1) - 1`` and have no zero point; asymmetric codes are unsigned.
+
+    With a ``codebook`` a code, unsigned, stands for ``codebook[code] * scale``. A named codebook is the same for all
+    tensors (``quant.formats``) and counts as symmetric; a ``learned`` one belongs to its tensor. Where ``scale_dtype``
+    is None all scales are one.
     """
 
     bits: int
     symmetric: bool
     granularity: Granularity
     group_size: int | None = None
-    scale_dtype: Literal["float16", "float32"] = "float16"
+    scale_dtype: ScaleType | None = "float16"
+    codebook: CodebookName | None = None
 
     @property
-    def lowest(self) -> int:
+    def lowest(self) -> float:
+        """The smallest code, or entry of a named codebook."""
+        if self.codebook:
+            return -self.highest
         return -(2 ** (self.bits - 1) - 1) if self.symmetric else 0
 
     @property
-    def highest(self) -> int:
+    def highest(self) -> float:
+        """The largest code, or entry of a named codebook."""
+        if self.codebook == "learned":
+            raise ValueError(
+                "look-up tables are learned from the weights and have no range of their own: use a palette."
+            )
+        if self.codebook:
+            return _LARGEST_ENTRY[self.codebook]
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes are int8 rather than uint8."""
+        return self.symmetric and self.codebook is None
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits that one scale takes."""
+        return _SCALE_BITS[self.scale_dtype]
 
     @property
     def scale_significant_bits(self) -> int:
@@ -58,8 +90,31 @@ class NumberFormat:
         return _FLOAT16_SIGNIFICANT_BITS - self.bits
 
     def __str__(self) -> str:
+        if self.codebook == "learned":
+            return f"{self.bits}-bit look-up tables"
         where = f"groups of {self.group_size}" if self.granularity == "group" else f"per {self.granularity}"
+        if self.codebook:
+            scales = self.scale_dtype.removeprefix("float8_").removesuffix("fnu").removesuffix("fn")
+            return f"{self.codebook} {where} with {scales} scales"
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'} {where}"
+
+
+_CHANNEL_FP8 = {"bits": 8, "symmetric": True, "granularity": "channel", "scale_dtype": "float32"}
+CODEBOOK_FORMATS = {
+    "nf4": NumberFormat(4, True, "group", 64, "float16", "nf4"),
+    "e4m3": NumberFormat(**_CHANNEL_FP8, codebook="e4m3"),
+    "e5m2": NumberFormat(**_CHANNEL_FP8, codebook="e5m2"),
+    "mxfp8": NumberFormat(8, True, "group", 32, "float8_e8m0fnu", "e4m3"),
+    "mxfp4": NumberFormat(4, True, "group", 32, "float8_e8m0fnu", "e2m1"),
+    "nvfp4": NumberFormat(4, True, "group", 16, "float8_e4m3fn", "e2m1"),
+}
+"""QLoRA's normal floats (Dettmers et al., 2023, arXiv:2305.14314), with scales as their paper's first level has them;
+8-bit floats of the Open Compute Project (OFP8, 2023) per output channel; its microscaling formats (MX 1.0, 2023); and
+NVIDIA's nvfp4, whose 8-bit scales share a scale per tensor. Here that is a power of two, so that it never rounds."""
+
+_FIXED_GROUPS = ("mxfp8", "mxfp4", "nvfp4")
+_WORDS = (*INTEGER_WORDS, W4A8, *CODEBOOK_FORMATS, *PALETTE_WORDS, *FLOAT_WORDS)
+_MEANT = {"float": "fp32", "weight_only": "int4", "static": "int8", "dynamic": "int8 or w4a8"}
 
 
 @dataclass(frozen=True)
@@ -108,15 +163,19 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
     base, *suffixes = word.split("_")
     if base in FLOAT_WORDS and not suffixes:
         return Scheme(word, "float", float_dtype=FLOAT_WORDS[base])
-    if base not in INTEGER_WORDS:
-        raise ValueError(f"unknown bits word {word!r}: {nearest(base, [*INTEGER_WORDS, *FLOAT_WORDS])}")
-    if family == "weight_only":
+    if base not in _WORDS:
+        raise ValueError(f"unknown bits word {word!r}: {nearest(base, _WORDS)}")
+    if family == "weight_only" and base in INTEGER_WORDS:
         return _weight_only(word, INTEGER_WORDS[base], suffixes)
-    if family == "float" or word != "int8":
-        raise ValueError(
-            f"{word!r} has no meaning for {family} methods: use {'fp32' if family == 'float' else 'int8'}."
-        )
-    return _eight_bit(word, family, dynamic_granularity)
+    if family == "weight_only" and base in CODEBOOK_FORMATS:
+        return _codebook(word, base, suffixes)
+    if family == "weight_only" and base in PALETTE_WORDS:
+        return _palette(word, PALETTE_WORDS[base], suffixes)
+    if word == "int8" and family in ("static", "dynamic"):
+        return _eight_bit(word, family, dynamic_granularity)
+    if word == W4A8 and family == "dynamic":
+        return _four_and_eight_bit(word)
+    raise ValueError(f"{word!r} has no meaning for {family} methods: use {_MEANT[family]}.")
 
 
 def _weight_only(word: str, bits: int, suffixes: list[str]) -> Scheme:
@@ -134,6 +193,34 @@ def _weight_only(word: str, bits: int, suffixes: list[str]) -> Scheme:
             linear = replace(linear, granularity=match["granularity"], group_size=None)
             convolution = replace(convolution, granularity=match["granularity"])
     return Scheme(word, "weight_only", linear, convolution)
+
+
+def _codebook(word: str, base: str, suffixes: list[str]) -> Scheme:
+    """Return a codebook format for all weights: what its groups are in a convolution, ``block_of`` says."""
+    format = CODEBOOK_FORMATS[base]
+    if suffixes and base in _FIXED_GROUPS:
+        raise ValueError(f"the format {base} fixes its groups: write {base!r} instead of {word!r}.")
+    for suffix in suffixes:
+        match = _SUFFIX.fullmatch(suffix)
+        if match is None or match["symmetric"]:
+            raise ValueError(f"unknown suffix {suffix!r} in {word!r}: known are g<size>, channel and tensor.")
+        granularity = "group" if match["group"] else match["granularity"]
+        format = replace(format, granularity=granularity, group_size=int(match["group"]) if match["group"] else None)
+    return Scheme(word, "weight_only", format, format)
+
+
+def _palette(word: str, bits: int, suffixes: list[str]) -> Scheme:
+    if suffixes:
+        raise ValueError(f"look-up tables take no suffix, as {word!r} has: how many there are is up to the method.")
+    palette = NumberFormat(bits, symmetric=False, granularity="tensor", scale_dtype=None, codebook="learned")
+    return Scheme(word, "weight_only", palette, palette)
+
+
+def _four_and_eight_bit(word: str) -> Scheme:
+    """Weights as weight-only int4 has them; activations in blocks as long as theirs, as ONNX Runtime's kernel reads."""
+    weights = NumberFormat(4, symmetric=False, granularity="group", group_size=DEFAULT_GROUP_SIZE)
+    activations = NumberFormat(8, True, "group", DEFAULT_GROUP_SIZE, scale_dtype="float32")
+    return Scheme(word, "dynamic", linear=weights, activations=activations)
 
 
 def _eight_bit(word: str, family: Family, dynamic_granularity: Granularity) -> Scheme:

@@ -12,8 +12,9 @@ from torch import Tensor
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
 from quant.nodes import Graph, Node, Parameter, Value
 from quant.scheme import NumberFormat, Scheme
-from quant.tensor import QuantizedTensor, pack, unpack
+from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
+_WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
 _DECODERS = {
     "value": Value,
     "parameter": Parameter,
@@ -51,8 +52,8 @@ def save(quantized: QuantizedModel, folder: Path | str) -> None:
     for name, weight in quantized.weights.items():
         weights[name] = {"format": asdict(weight.format), "block": weight.block, "shape": list(weight.codes.shape)}
         tensors[f"codes/{name}"] = pack(weight.codes, weight.format.bits)
-        tensors |= _present(f"weights/{name}", weight, ("zero_point", "codebook"))
-        tensors[f"weights/{name}/scale"] = weight.scale.to(getattr(torch, weight.format.scale_dtype))
+        tensors |= _present(f"weights/{name}", weight, ("zero_point",))
+        tensors |= {f"weights/{name}/{part}": value for part, value in stored_parts(weight).items()}
     for index, (edge, quantizer) in enumerate(quantized.activations.items()):
         format = asdict(quantizer.format) if quantizer.format else None
         activations.append({"edge": edge, "mode": quantizer.mode, "format": format})
@@ -151,10 +152,10 @@ def _scheme_from_json(entry: dict) -> Scheme:
 
 def _load_weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTensor:
     format = NumberFormat(**entry["format"])
-    codes = unpack(tensors[f"codes/{name}"], format.bits, entry["shape"], format.symmetric)
-    scale = tensors[f"weights/{name}/scale"].float()
-    zero_point, codebook = (tensors.get(f"weights/{name}/{part}") for part in ("zero_point", "codebook"))
-    return QuantizedTensor(codes, scale, zero_point, codebook, tuple(entry["block"]), format)
+    codes = unpack(tensors[f"codes/{name}"], format.bits, entry["shape"], format.signed)
+    prefix = f"weights/{name}/"
+    parts = {part: tensors[prefix + part] for part in _WEIGHT_PARTS if prefix + part in tensors}
+    return restored(codes, parts, tensors.get(f"{prefix}zero_point"), entry["block"], format)
 
 
 def _load_activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[Edge, ActivationQuantizer]:

@@ -6,6 +6,7 @@ share one scale, so ``scale.shape[d] == ceil(codes.shape[d] / block[d])`` and th
 Scales are rounded to their storage type before codes are chosen; every backend can then hold the same numbers.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quant.formats import CODEBOOKS, round_to_e4m3, round_up_to_e8m0, shared_power
 from quant.scheme import NumberFormat
 
 _SMALLEST_NORMAL_FLOAT16 = 2.0**-14
@@ -24,9 +26,11 @@ class QuantizedTensor:
     """A parameter as ``(codes - zero_point) * scale``, or as ``codebook[codes] * scale``.
 
     codes       uint8 (asymmetric, codebook) or int8 (symmetric), the parameter's shape
-    scale       float32, exact in ``format.scale_dtype``, one value per block, as many dimensions as ``codes``
+    scale       float32, exact in ``format.scale_dtype``, one value per block, as many dimensions as ``codes``; ones
+                where the format has no scale
     zero_point  uint8, the shape of ``scale``; None for symmetric formats
-    codebook    float32 [2**bits]; None for integers
+    codebook    float32 [2**bits], or [tables, 2**bits] with one table for every ceil(rows / tables) indices of the
+                first dimension; None for integers
     block       elements per scale along each dimension
     """
 
@@ -39,7 +43,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """Return float32 values of the parameter's shape."""
-        values = self.codes.float() if self.codebook is None else self.codebook[self.codes.long()]
+        values = self.codes.float() if self.codebook is None else self._looked_up()
         if self.zero_point is not None:
             values = values - expand(self.zero_point.float(), self.block, self.codes.shape)
         return values * expand(self.scale, self.block, self.codes.shape)
@@ -47,10 +51,27 @@ class QuantizedTensor:
     @property
     def nbits(self) -> int:
         """Bits of the codes, scales, zero points and codebook, packed without padding."""
-        scale_bits = 16 if self.format.scale_dtype == "float16" else 32
+        scale = 0 if self.format.scale_dtype is None else self.scale.numel() * self.format.scale_bits
+        if self.format.scale_dtype == "float8_e4m3fn":
+            scale += 32  # what all scales have in common
         zero_points = 0 if self.zero_point is None else self.zero_point.numel() * self.format.bits
-        codebook = 0 if self.codebook is None else self.codebook.numel() * 16
-        return self.codes.numel() * self.format.bits + self.scale.numel() * scale_bits + zero_points + codebook
+        # Entries of a named codebook are part of its format; learned ones are stored in half precision.
+        codebook = self.codebook.numel() * 16 if self.format.codebook == "learned" else 0
+        return self.codes.numel() * self.format.bits + scale + zero_points + codebook
+
+    @property
+    def rows_per_table(self) -> int:
+        """Indices of the first dimension that share one table of the codebook."""
+        tables = self.codebook.shape[0] if self.codebook.ndim == 2 else 1
+        return -(-self.codes.shape[0] // tables)
+
+    def _looked_up(self) -> Tensor:
+        indices = self.codes.int()
+        if self.codebook.ndim == 2:
+            table = torch.arange(self.codes.shape[0], dtype=torch.int32) // self.rows_per_table
+            indices += (table * self.codebook.shape[1]).reshape(-1, *[1] * (self.codes.ndim - 1))
+        # Plain indexing would widen the indices to 64 bits first.
+        return self.codebook.flatten().index_select(0, indices.flatten()).reshape(self.codes.shape)
 
 
 def quantize(weight: Tensor, format: NumberFormat, block: tuple[int, ...]) -> QuantizedTensor:
@@ -65,6 +86,9 @@ def quantize_with(
 ) -> QuantizedTensor:
     """Round ``weight`` to the nearest codes of the given scales (and zero points), one per block."""
     codes = weight.float() / expand(scale, block, weight.shape)
+    if format.codebook:
+        codebook = CODEBOOKS[format.codebook]
+        return QuantizedTensor(codebook.nearest(codes), scale, None, codebook.entries, tuple(block), format)
     codes.round_()
     if zero_point is not None:
         codes += expand(zero_point.float(), block, weight.shape)
@@ -95,10 +119,16 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: NumberFormat) -> tup
 def round_scale(scale: Tensor, format: NumberFormat) -> Tensor:
     """Round ``scale`` up to a value its storage type holds exactly, in the significant bits the format allows.
 
-    Up, so that the range stays covered: rounded down, the largest weight of a block would be clipped.
+    Up, so that the range stays covered: rounded down, the largest weight of a block would be clipped. Only e4m3 scales
+    are rounded to nearest, as every runtime rounds them, and share a power of two, so all of a tensor belong in one
+    call.
     """
     if format.scale_dtype == "float32":
         return scale
+    if format.scale_dtype == "float8_e8m0fnu":
+        return round_up_to_e8m0(scale)
+    if format.scale_dtype == "float8_e4m3fn":
+        return round_to_e4m3(scale)
     if scale.numel() and scale.max() > _LARGEST_FLOAT16:
         raise ValueError(f"a scale of {scale.max():.3g} does not fit half precision: rescale the weights.")
     mantissa, exponent = torch.frexp(scale)
@@ -127,13 +157,52 @@ def expand(per_block: Tensor, block: tuple[int, ...], shape: torch.Size | tuple[
 def block_of(format: NumberFormat, shape: tuple[int, ...], channel_block: tuple[int, ...]) -> tuple[int, ...]:
     """Return the block of a weight of ``shape``, given the block that one output channel makes of it.
 
-    Groups run along the last dimension: the input features of a linear layer, the vector of an embedding.
+    Groups run along the last dimension: the input features of a linear layer, the vector of an embedding. In a kernel
+    they run along the flattened input, and hold as many whole input channels as fit, at least one.
     """
     if format.granularity == "tensor":
         return tuple(shape)
     if format.granularity == "channel":
         return tuple(channel_block)
-    return (*channel_block[:-1], min(format.group_size, shape[-1]))
+    if len(shape) < 3:
+        return (*channel_block[:-1], min(format.group_size, shape[-1]))
+    channels = max(1, format.group_size // prod(shape[2:]))
+    return (*(min(channels, size) for size in channel_block[:2]), *channel_block[2:])
+
+
+def stored_parts(tensor: QuantizedTensor) -> dict[str, Tensor]:
+    """Return scales and learned tables in the types they are stored in; what the format does not have is left out.
+
+    scale         ``format.scale_dtype``, the shape of ``tensor.scale``
+    shared_scale  float32 without dimensions, which multiplies all e4m3 scales
+    codebook      float16, the shape of ``tensor.codebook``
+    """
+    parts = {}
+    if tensor.format.scale_dtype == "float8_e4m3fn":
+        parts["shared_scale"] = shared_power(tensor.scale)
+        parts["scale"] = (tensor.scale / parts["shared_scale"]).to(torch.float8_e4m3fn)
+    elif tensor.format.scale_dtype is not None:
+        parts["scale"] = tensor.scale.to(getattr(torch, tensor.format.scale_dtype))
+    if tensor.format.codebook == "learned":
+        parts["codebook"] = tensor.codebook.half()
+    return parts
+
+
+def restored(
+    codes: Tensor,
+    parts: Mapping[str, Tensor],
+    zero_point: Tensor | None,
+    block: Sequence[int],
+    format: NumberFormat,
+) -> QuantizedTensor:
+    """Return the tensor that has the given codes and zero points and, in ``parts``, what :func:`stored_parts` made."""
+    scale = torch.ones((1,) * codes.ndim)
+    if format.scale_dtype is not None:
+        scale = parts["scale"].float() * parts.get("shared_scale", 1)
+    table = None
+    if format.codebook is not None:
+        table = parts["codebook"].float() if format.codebook == "learned" else CODEBOOKS[format.codebook].entries
+    return QuantizedTensor(codes, scale, zero_point, table, tuple(block), format)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

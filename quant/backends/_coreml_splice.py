@@ -1,7 +1,8 @@
 """Tables of a quantized model as operations of a Core ML program.
 
-Weights become ``constexpr_blockwise_shift_scale``, which Core ML decompresses itself; activations become pairs of
-``quantize`` and ``dequantize`` on the inputs of operators, which it fuses with quantized weights.
+Weights become ``constexpr_blockwise_shift_scale`` or ``constexpr_lut_to_dense``, which Core ML decompresses itself;
+activations become pairs of ``quantize`` and ``dequantize`` on the inputs of operators, which it fuses with quantized
+weights.
 """
 
 from collections.abc import Iterator
@@ -60,8 +61,8 @@ def _replacements(package: Package, quantized: QuantizedModel) -> dict[str, Quan
     for name, weight in quantized.weights.items():
         if name not in names["constants"]:
             raise ValueError(f"the weight {name!r} has no constant of its own in Core ML's program: leave it float.")
-        if weight.codebook is not None:
-            raise ValueError(f"the weight {name!r} is a codebook, which this backend does not write: use integers.")
+        if weight.codebook is not None and weight.format.scale_dtype is not None:
+            raise ValueError(f"the weight {name!r} is a look-up table with scales, which Core ML does not read.")
         replaced[names["constants"][name]] = weight
     changed = {name: value for name, value in quantized.floats.items() if _differs(value, graph.parameters[name], half)}
     before = constant_values(graph.graphs["forward"], graph.parameters) if changed else {}
@@ -100,6 +101,8 @@ def _constant(
             array = package.array(value).reshape(shape_of(declared))
             value = weights.store(array, type_word(declared))
         return [operation("const", name, declared, val=value)]
+    if isinstance(replacement, QuantizedTensor) and replacement.codebook is not None:
+        return [_palette(name, declared, replacement, weights)]
     if isinstance(replacement, QuantizedTensor):
         return _weight(name, declared, replacement, weights)
     return _float(name, declared, replacement, weights)
@@ -139,6 +142,24 @@ def _weight(name: str, declared: object, weight: QuantizedTensor, weights: Weigh
     else:
         inputs["scale"] = weights.store(_as(scale, word), word)
     return [*operations, operation("constexpr_blockwise_shift_scale", name, declared, **inputs)]
+
+
+def _palette(name: str, declared: object, weight: QuantizedTensor, weights: WeightFile) -> object:
+    """Return a weight as indices of its own width into tables [tables, 1, ..., entries, 1]."""
+    rows, together = weight.codes.shape[0], weight.rows_per_table
+    tables = weight.codebook.reshape(-1, 2**weight.format.bits)
+    if len(tables) > 1 and rows % together:
+        step = gcd(rows, together)  # Core ML gives every table as many rows: some are stored more than once
+        tables = tables[torch.arange(0, rows, step) // together]
+    word = type_word(declared)
+    shape = (len(tables), *[1] * (weight.codes.ndim - 1), -1, 1)
+    return operation(
+        "constexpr_lut_to_dense",
+        name,
+        declared,
+        indices=weights.store(weight.codes.numpy(), f"uint{weight.format.bits}"),
+        lut=weights.store(_as(tables.reshape(shape), word), word),
+    )
 
 
 def _dividing_blocks(weight: QuantizedTensor) -> tuple[Tensor, Tensor | None]:

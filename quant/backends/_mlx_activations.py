@@ -46,8 +46,28 @@ def decode(entry: dict, arrays: dict[str, mx.array], channels_last: bool) -> Cal
 
 
 def _range(values: mx.array, format: NumberFormat, last: int) -> tuple[mx.array, mx.array | int]:
-    """Return scale and zero point from the extremes of the values: per row of an axis, or of all of it."""
-    axis = last if format.granularity == "token" else None
+    """Return scale and zero point from the extremes of the values: per row or group of an axis, or of all of it."""
+    if format.granularity == "group":
+        return _group_range(values, format, last)
+    return _range_within(values, format, last if format.granularity == "token" else None)
+
+
+def _group_range(values: mx.array, format: NumberFormat, last: int) -> tuple[mx.array, mx.array | int]:
+    """Return one scale and zero point per element, those of its group; the last group of the axis may be short."""
+    values = mx.moveaxis(values, last, -1)
+    size, group = values.shape[-1], min(format.group_size, values.shape[-1])
+    padded = mx.pad(values, [*[(0, 0)] * (values.ndim - 1), (0, -size % group)])
+    parts = _range_within(padded.reshape(*values.shape[:-1], -1, group), format, -1)
+
+    def spread(part: mx.array | int) -> mx.array | int:
+        if not isinstance(part, mx.array):
+            return part
+        return mx.moveaxis(mx.repeat(part.squeeze(-1), group, -1)[..., :size], -1, last)
+
+    return spread(parts[0]), spread(parts[1])
+
+
+def _range_within(values: mx.array, format: NumberFormat, axis: int | None) -> tuple[mx.array, mx.array | int]:
     low = mx.minimum(values.min(axis, keepdims=True), 0)
     high = mx.maximum(values.max(axis, keepdims=True), 0)
     extent = mx.maximum(-low, high) if format.symmetric else high - low

@@ -120,12 +120,12 @@ class Executable:
 
     def _parameter(
         self, name: str, arrays: dict[str, mx.array], dtype: mx.Dtype
-    ) -> "mx.array | _mlx_weights.AffineWeight":
+    ) -> "mx.array | _mlx_weights.PackedWeight":
         if name not in self._config["weights"]:
             value = arrays[name]
             return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value
         weight = _mlx_weights.decode(self._config["weights"][name], arrays, dtype)
-        if isinstance(weight, _mlx_weights.AffineWeight):
+        if isinstance(weight, _mlx_weights.PackedWeight):
             return weight if self._on_gpu else weight.dequantize()
         arrangement = self._config["arrangements"].get(name)
         weight = weight if arrangement is None else _mlx_weights.arrange(weight, arrangement)
@@ -154,7 +154,7 @@ class Executable:
                 if isinstance(reference, Parameter) and reference.name in self._config["weights"]
             ]
             if weights:
-                packed = self._on_gpu and all(entry["form"] == "affine" for entry in weights)
+                packed = self._on_gpu and all(entry["form"] != "codes" for entry in weights)
                 found[packed and node.name not in rounded].append(node.name)
         return found
 

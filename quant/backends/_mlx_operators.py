@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from quant.backends._mlx_blas import mx
-from quant.backends._mlx_weights import AffineWeight
+from quant.backends._mlx_weights import PackedWeight
 
 Array = mx.array
 Number = int | float
@@ -63,8 +63,8 @@ def divide(x: Array, y: Array | Number, rounding_mode: str | None = None) -> Arr
     return whole.astype(x.dtype) if _is_integer(x) and _is_integer(y) else whole
 
 
-def linear(x: Array, weight: "Array | AffineWeight", bias: Array | None = None) -> Array:
-    if isinstance(weight, AffineWeight):
+def linear(x: Array, weight: "Array | PackedWeight", bias: Array | None = None) -> Array:
+    if isinstance(weight, PackedWeight):
         return weight.multiply(x) if bias is None else weight.multiply(x) + bias
     return product(x, weight.T, bias)
 
@@ -75,8 +75,8 @@ def product(x: Array, y: Array, bias: Array | None = None) -> Array:
     return mx.matmul(x, y) if bias is None else mx.addmm(bias, x, y)
 
 
-def embedding(weight: "Array | AffineWeight", indices: Array, *_: object) -> Array:
-    return weight.rows(indices) if isinstance(weight, AffineWeight) else weight[indices]
+def embedding(weight: "Array | PackedWeight", indices: Array, *_: object) -> Array:
+    return weight.rows(indices) if isinstance(weight, PackedWeight) else weight[indices]
 
 
 @in_float32

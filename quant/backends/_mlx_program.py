@@ -11,11 +11,11 @@ from quant.backends._mlx_arrays import ARRAYS
 from quant.backends._mlx_blas import mx
 from quant.backends._mlx_operators import ELEMENTWISE, PRODUCTS
 from quant.backends._mlx_spatial import SPATIAL
-from quant.backends._mlx_weights import AffineWeight
+from quant.backends._mlx_weights import PackedWeight
 from quant.execution import resolve
 from quant.nodes import Graph, Node, Parameter, Value, map_references
 
-Weight = mx.array | AffineWeight
+Weight = mx.array | PackedWeight
 Quantizer = Callable[[mx.array], mx.array]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -2,7 +2,9 @@
 
 MLX's affine packing is ``code * scale + bias`` for groups of 32, 64 or 128 along the last axis, the codes one
 little-endian stream of bits in words of 32: what ``mlx.nn.QuantizedLinear`` and ``QuantizedEmbedding`` hold under the
-names ``weight``, ``scales`` and ``biases``. Everything else is stored as codes with scales and dequantized on loading.
+names ``weight``, ``scales`` and ``biases``. Its microscaling modes, mxfp4, mxfp8 and nvfp4, pack the codes of floats in
+the same way and their 8-bit scales as they are, without biases; what all scales of an nvfp4 tensor share multiplies the
+product. Everything else is stored as codes with scales and dequantized on loading.
 """
 
 from collections.abc import Collection
@@ -13,40 +15,52 @@ import torch
 from torch import Tensor
 
 from quant.backends._mlx_blas import mx
-from quant.scheme import NumberFormat
-from quant.tensor import QuantizedTensor, pack, unpack
+from quant.scheme import CODEBOOK_FORMATS, NumberFormat
+from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
+MICROSCALING = ("mxfp4", "mxfp8", "nvfp4")
 NATIVE_GROUP = 64
 """What ``mlx.nn.quantize`` groups by unless told otherwise."""
 
 
 @dataclass(frozen=True)
-class AffineWeight:
-    """A weight that stays packed: codes uint32 [rows, words], scales and biases [rows, groups]."""
+class PackedWeight:
+    """A weight that stays packed, for values of ``dtype``.
 
-    codes: mx.array
-    scales: mx.array
-    biases: mx.array
+    parts   codes uint32 [rows, words], scales [rows, groups] and, of affine packing, biases of the same shape
+    mode    as MLX calls the packing
+    shared  factor of all scales
+    """
+
+    parts: tuple[mx.array, ...]
     group_size: int
     bits: int
+    mode: str
+    shared: float
+    dtype: mx.Dtype
 
     def multiply(self, x: mx.array) -> mx.array:
         """Return ``x @ weight.T`` on the packed codes."""
-        return mx.quantized_matmul(x, *self.parts, transpose=True, group_size=self.group_size, bits=self.bits)
+        return self._scaled(mx.quantized_matmul(x, *self.parts, transpose=True, **self._packing))
 
     def rows(self, indices: mx.array) -> mx.array:
         """Return the dequantized rows at ``indices``: only those are unpacked."""
-        parts = (part[indices] for part in self.parts)
-        return mx.dequantize(*parts, group_size=self.group_size, bits=self.bits)
+        return self._dequantized(*(part[indices] for part in self.parts))
 
     def dequantize(self) -> mx.array:
-        return mx.dequantize(*self.parts, group_size=self.group_size, bits=self.bits)
+        return self._dequantized(*self.parts)
+
+    def _dequantized(self, *parts: mx.array) -> mx.array:
+        return self._scaled(mx.dequantize(*parts, dtype=self.dtype, **self._packing))
+
+    def _scaled(self, values: mx.array) -> mx.array:
+        return values if self.shared == 1 else values * self.shared
 
     @property
-    def parts(self) -> tuple[mx.array, mx.array, mx.array]:
-        return self.codes, self.scales, self.biases
+    def _packing(self) -> dict[str, object]:
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
 def arrange(weight: Tensor, groups: int) -> Tensor:
@@ -65,8 +79,8 @@ def encode(name: str, tensor: QuantizedTensor, taken: Collection[str]) -> tuple[
 
     ``taken`` are the names of all parameters, which no tensor may have but the weight's own codes.
     """
-    form = "affine" if is_affine(tensor) else "codes"
-    stored = _affine(tensor) if form == "affine" else _codes(tensor)
+    form = packing_of(tensor) or "codes"
+    stored = {"affine": _affine, "codes": _codes}.get(form, _microscaled)(tensor)
     names = _names(name, stored, taken)
     entry = {"form": form, "tensors": names, "format": asdict(tensor.format), "block": tensor.block}
     entry["shape"] = list(tensor.codes.shape)
@@ -89,26 +103,35 @@ def encode_native(
     return entry, {names[part]: value for part, value in stored.items()}
 
 
-def decode(entry: dict, arrays: dict[str, mx.array], dtype: mx.Dtype) -> "AffineWeight | Tensor":
+def decode(entry: dict, arrays: dict[str, mx.array], dtype: mx.Dtype) -> "PackedWeight | Tensor":
     """Return a packed weight ready to multiply with values of ``dtype``, or the float32 values of plain codes."""
     parts = {part: arrays[name] for part, name in entry["tensors"].items()}
     format, shape = NumberFormat(**entry["format"]), entry["shape"]
     if entry["form"] == "affine":
         scales, biases = (parts[part].astype(dtype) for part in ("scales", "biases"))
-        return AffineWeight(parts["codes"], scales, biases, entry["block"][1], format.bits)
+        return PackedWeight((parts["codes"], scales, biases), entry["block"][1], format.bits, "affine", 1, dtype)
+    if entry["form"] != "codes":
+        shared = parts["shared"].item() if "shared" in parts else 1
+        packed = parts["codes"], parts["scales"]
+        return PackedWeight(packed, entry["block"][1], format.bits, entry["form"], shared, dtype)
     tensors = {part: torch.from_numpy(np.array(value)) for part, value in parts.items()}
-    signed = format.symmetric and "codebook" not in tensors
-    codes = unpack(tensors["codes"], _stored_bits(format.bits), shape, signed)
-    scale, zero_point, codebook = tensors["scale"].float(), tensors.get("zero_point"), tensors.get("codebook")
-    return QuantizedTensor(codes, scale, zero_point, codebook, tuple(entry["block"]), format).dequantize()
+    if "scale" in tensors and format.scale_bits == 8:
+        tensors["scale"] = tensors["scale"].view(getattr(torch, format.scale_dtype))
+    codes = unpack(tensors["codes"], _stored_bits(format.bits), shape, format.signed)
+    return restored(codes, tensors, tensors.get("zero_point"), entry["block"], format).dequantize()
 
 
-def is_affine(tensor: QuantizedTensor) -> bool:
-    """Whether MLX's packing expresses the weight: whole groups of a size it knows along the last of two axes."""
-    if tensor.codebook is not None or tensor.codes.ndim != 2 or tensor.format.bits not in AFFINE_BITS:
-        return False
-    rows, columns = tensor.block
-    return rows == 1 and columns in AFFINE_GROUPS and tensor.codes.shape[1] % columns == 0
+def packing_of(tensor: QuantizedTensor) -> str | None:
+    """Return the mode of MLX's packing that expresses the weight, or None.
+
+    It must be a matrix of whole groups along the last axis, of a size that the mode knows.
+    """
+    if tensor.codes.ndim != 2 or tensor.block[0] != 1 or tensor.codes.shape[1] % tensor.block[1]:
+        return None
+    if tensor.codebook is None:
+        return "affine" if tensor.format.bits in AFFINE_BITS and tensor.block[1] in AFFINE_GROUPS else None
+    modes = (mode for mode in MICROSCALING if CODEBOOK_FORMATS[mode] == tensor.format)
+    return next((mode for mode in modes if tensor.block[1] == tensor.format.group_size), None)
 
 
 def _names(name: str, parts: Collection[str], taken: Collection[str]) -> dict[str, str]:
@@ -133,12 +156,26 @@ def _affine(tensor: QuantizedTensor) -> dict[str, Tensor]:
     return {"codes": words, "scales": scales, "biases": biases}
 
 
+def _microscaled(tensor: QuantizedTensor) -> dict[str, Tensor]:
+    """Return codes uint32 [rows, words], scales as their bits (uint8), and what the scales share if it is not one."""
+    parts = stored_parts(tensor)
+    words = _stream(tensor.codes, tensor.format.bits).view(torch.uint32).reshape(tensor.codes.shape[0], -1)
+    stored = {"codes": words, "scales": parts["scale"].view(torch.uint8)}
+    shared = parts.get("shared_scale", torch.tensor(1.0))
+    return stored if shared == 1 else stored | {"shared": shared}
+
+
 def _codes(tensor: QuantizedTensor) -> dict[str, Tensor]:
-    """Return codes uint8 of up to four bits two to a byte, others one to a byte, in the parameter's own order."""
-    scale = tensor.scale.to(getattr(torch, tensor.format.scale_dtype))
-    stored = {"codes": _stream(tensor.codes, _stored_bits(tensor.format.bits)), "scale": scale}
-    optional = {"zero_point": tensor.zero_point, "codebook": tensor.codebook}
-    return stored | {part: value for part, value in optional.items() if value is not None}
+    """Return codes uint8 of up to four bits two to a byte, others one to a byte, in the parameter's own order.
+
+    MLX knows no 8-bit floats: scales of such a type are stored as their bits.
+    """
+    parts = stored_parts(tensor)
+    if tensor.format.scale_bits == 8:
+        parts["scale"] = parts["scale"].view(torch.uint8)
+    if tensor.zero_point is not None:
+        parts["zero_point"] = tensor.zero_point
+    return {"codes": _stream(tensor.codes, _stored_bits(tensor.format.bits)), **parts}
 
 
 def _stored_bits(bits: int) -> int:

@@ -18,6 +18,7 @@ NATIVE = {
     "ConvInteger",
     "DynamicQuantizeMatMul",
     "GatherBlockQuantized",
+    "MatMulBnb4",
     "MatMulInteger",
     "MatMulIntegerToFloat",
     "MatMulNBits",
@@ -30,8 +31,9 @@ NATIVE = {
 def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
     """Return the operators that have weights, for the artefact's metadata.
 
-    JSON: ``total``, the multiply-accumulates of the whole graph, and ``operators``, of each [parameter,
-    multiply-accumulates, whether the tables quantize it]. The last is None for a model the runtime quantized itself.
+    JSON: ``total``, the multiply-accumulates of the whole graph; ``operators``, of each [parameter,
+    multiply-accumulates, whether the tables quantize it], the last None for a model the runtime quantized itself; and
+    whether the tables quantize activations at run time, in ``dynamic``.
     """
     forward, operators = graph.graphs["forward"], []
     for node in forward.nodes:
@@ -39,7 +41,9 @@ def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
         weight = node.arguments[operator.weight] if operator else None
         if isinstance(weight, Parameter):
             operators.append([weight.name, graph.macs("forward", node), _is_quantized(weight.name, quantized)])
-    return json.dumps({"total": sum(graph.macs("forward", node) for node in forward.nodes), "operators": operators})
+    total = sum(graph.macs("forward", node) for node in forward.nodes)
+    dynamic = quantized is not None and any(entry.mode == "dynamic" for entry in quantized.activations.values())
+    return json.dumps({"total": total, "operators": operators, "dynamic": dynamic})
 
 
 def measure(artefact: Path) -> dict[str, object]:
@@ -62,7 +66,7 @@ def measure(artefact: Path) -> dict[str, object]:
         elif quantized or (quantized is None and parameter in stored):
             shares["operators_simulated"] += macs
     total = max(facts["total"], 1)
-    return {**{name: count / total for name, count in shares.items()}, "notes": _notes(graph)}
+    return {**{name: count / total for name, count in shares.items()}, "notes": _notes(graph, facts["dynamic"])}
 
 
 def _is_quantized(parameter: str, quantized: QuantizedModel | None) -> bool | None:
@@ -82,7 +86,7 @@ def _weights_of(nodes: list[onnx.NodeProto], parameters: set[str]) -> set[str]:
     return found
 
 
-def _notes(graph: onnx.GraphProto) -> list[str]:
+def _notes(graph: onnx.GraphProto, dynamic: bool) -> list[str]:
     levels = [
         attribute.i
         for node in graph.node
@@ -90,6 +94,6 @@ def _notes(graph: onnx.GraphProto) -> list[str]:
         for attribute in node.attribute
         if attribute.name == "accuracy_level"
     ]
-    if 4 not in levels:
+    if dynamic or 4 not in levels:
         return []
     return ["MatMulNBits at accuracy level 4 also quantizes its activations, to 8 bits in blocks."]

@@ -57,7 +57,7 @@ def kernel_blocks(tensor: QuantizedTensor, gathered: bool = False) -> KernelBloc
     Their blocks are powers of two, 16 or more. Other blocks of a table, up to whole rows, repeat their scale.
     ``gathered`` rows are read by GatherBlockQuantized, which does not store the padding of a block.
     """
-    if tensor.codes.ndim != 2 or tensor.block[0] not in (1, tensor.codes.shape[0]):
+    if tensor.codebook is not None or tensor.codes.ndim != 2 or tensor.block[0] not in (1, tensor.codes.shape[0]):
         return None
     rows, columns = tensor.codes.shape
     block = _block_size(tensor.block[1], columns, gathered)
@@ -80,6 +80,10 @@ def kernel_blocks(tensor: QuantizedTensor, gathered: bool = False) -> KernelBloc
 
 def container(bits: int) -> int:
     return next(width for width in CONTAINERS if width >= bits)
+
+
+def is_kernel_block(size: int) -> bool:
+    return 16 <= size <= 256 and size & (size - 1) == 0
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

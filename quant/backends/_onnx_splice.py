@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quant.backends import _onnx_weights as weights
 from quant.backends._onnx_editor import MICROSOFT, Editor
+from quant.backends._onnx_packing import kernel_blocks
 from quant.backends._onnx_template import Template
 from quant.graph import ActivationQuantizer, Edge, QuantizedModel, shared_quantizers
 from quant.nodes import QUANTIZABLE, Parameter
@@ -34,6 +35,7 @@ class Splicer:
         self.editor = Editor(template.model)
         self.static: dict[Edge, ActivationQuantizer] = {}
         self.dynamic: set[Edge] = set()
+        self.grouped: dict[Edge, ActivationQuantizer] = {}
 
     def run(self) -> None:
         for name, value in self.quantized.floats.items():
@@ -42,6 +44,10 @@ class Splicer:
             self._quantize_activation(quantizer, edges, f"activation_{index}")
         for name, tensor in self.quantized.weights.items():
             self._replace_weight(name, tensor)
+        if self.grouped:
+            raise ValueError(
+                f"ONNX Runtime has no kernel that quantizes the input of {next(iter(self.grouped))[1]!r} in groups."
+            )
         self.editor.finish()
         for name in (*self.quantized.weights, *self.quantized.floats):
             if name in self.template.model.graph.initializers:
@@ -64,11 +70,14 @@ class Splicer:
         if quantizer.mode == "static":
             source = self._quantize(quantizer, source, name)
             self.static |= dict.fromkeys(edges, quantizer)
+        elif quantizer.mode == "dynamic" and quantizer.format.granularity == "group":
+            self.grouped |= dict.fromkeys(edges, quantizer)  # the kernel of the weight quantizes it
         elif quantizer.mode == "dynamic":
             source = self._quantize_at_run_time(quantizer, source, name)
             self.dynamic |= set(edges)
-        for edge in edges:
-            self._feed(edge, value, source)
+        if source is not value:
+            for edge in edges:
+                self._feed(edge, value, source)
 
     def _quantize(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
         if quantizer.format.bits != 8 or quantizer.format.granularity != "tensor":
@@ -91,8 +100,6 @@ class Splicer:
         return self.editor.add("DequantizeLinear", parts, name=f"{name}/real")
 
     def _replace_weight(self, name: str, tensor: QuantizedTensor) -> None:
-        if tensor.codebook is not None:
-            raise ValueError(f"ONNX Runtime has no codebook weights, which {name!r} has.")
         parameter = self._parameter(name)
         edges = [edge for edge in self.quantized.graph.consumers(name) if edge[0] == _GRAPH]
         if not edges:
@@ -116,6 +123,8 @@ class Splicer:
         linear = weights.linear_of(nodes) if operator.kind == "linear" else None
         if linear is None:
             return False
+        if data in self.grouped:
+            return self._lower_grouped(name, tensor, linear, data)
         if data in self.dynamic:
             return self._lower_dynamic(name, tensor, linear)
         return weights.lower_matmul(self.editor, name, tensor, linear)
@@ -158,6 +167,17 @@ class Splicer:
         output = self.editor.add("MatMulIntegerToFloat", inputs, name=f"{linear.output.name}/product", domain=MICROSOFT)
         self.editor.replace_output(linear.output, output)
         return True
+
+    def _lower_grouped(self, name: str, tensor: QuantizedTensor, linear: weights.Linear, data: Edge) -> bool:
+        """Let MatMulNBits quantize its input, if the groups are those of its weight."""
+        format, width = self.grouped[data].format, tensor.codes.shape[1]
+        blocks = kernel_blocks(tensor)
+        if blocks is None or format.bits != 8 or not format.symmetric:
+            return False
+        if min(blocks.block, width) != min(format.group_size, width):
+            return False
+        del self.grouped[data]
+        return weights.lower_matmul(self.editor, name, tensor, linear, weights.INTEGER_INPUTS)
 
     def _feed(self, edge: Edge, old: ir.Value, new: ir.Value) -> None:
         """Let the ONNX nodes of an edge's operator take ``new`` instead of ``old``."""

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from quant.backends._onnx_editor import MICROSOFT, Editor
-from quant.backends._onnx_packing import KernelBlocks, container, kernel_blocks
-from quant.tensor import QuantizedTensor
+from quant.backends._onnx_packing import KernelBlocks, container, is_kernel_block, kernel_blocks, pack
+from quant.tensor import QuantizedTensor, stored_parts
 
 UNQUANTIZED_INPUTS = 1
 """The accuracy level of MatMulNBits at which activations stay float32."""
+INTEGER_INPUTS = 4
+"""The accuracy level at which it quantizes them to 8 bits, symmetrically, in blocks as long as the weight's."""
 
+_NORMAL_FLOATS = 1  # as MatMulBnb4 numbers its types
 _FINE_SCALE = 2.0**-16
 
 
@@ -46,8 +50,13 @@ def linear_of(nodes: list[ir.Node]) -> Linear | None:
     return Linear(data, bias, addition.outputs[0])
 
 
-def lower_matmul(editor: Editor, name: str, tensor: QuantizedTensor, linear: Linear) -> bool:
+def lower_matmul(
+    editor: Editor, name: str, tensor: QuantizedTensor, linear: Linear, level: int = UNQUANTIZED_INPUTS
+) -> bool:
     """Replace a linear layer by MatMulNBits; False, and no change, if the kernel cannot express the weight."""
+    if _suits_normal_float_kernel(tensor):
+        _lower_normal_floats(editor, name, tensor, linear)
+        return True
     blocks = kernel_blocks(tensor)
     if blocks is None:
         return False
@@ -61,10 +70,40 @@ def lower_matmul(editor: Editor, name: str, tensor: QuantizedTensor, linear: Lin
         N=blocks.codes.shape[0],
         bits=blocks.bits,
         block_size=blocks.block,
-        accuracy_level=UNQUANTIZED_INPUTS,
+        accuracy_level=level,
     )
     editor.replace_output(linear.output, output)
     return True
+
+
+def _suits_normal_float_kernel(tensor: QuantizedTensor) -> bool:
+    """Whether MatMulBnb4 reads the weight: its blocks lie in the flattened weight, and so must divide the rows."""
+    if tensor.format.codebook != "nf4" or tensor.codes.ndim != 2 or tensor.block[0] != 1:
+        return False
+    return is_kernel_block(tensor.block[1]) and tensor.codes.shape[1] % tensor.block[1] == 0
+
+
+def _packed_normal_floats(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
+    """Return the codes as MatMulBnb4 reads them: uint8 [elements / 2], the first of two in the highest bits."""
+    return editor.constant(f"{name}/packed", pack(tensor.codes.numpy().reshape(-1, 2)[:, ::-1], 4).reshape(-1))
+
+
+def _lower_normal_floats(editor: Editor, name: str, tensor: QuantizedTensor, linear: Linear) -> None:
+    (rows, columns), block = tensor.codes.shape, tensor.block[1]
+    scale = editor.real(f"{name}/flat_scale", tensor.scale.numpy().reshape(-1), tensor.format.scale_dtype)
+    output = editor.add(
+        "MatMulBnb4",
+        [linear.data, _packed_normal_floats(editor, name, tensor), scale],
+        name=f"{linear.output.name}/product",
+        domain=MICROSOFT,
+        K=columns,
+        N=rows,
+        block_size=block,
+        quant_type=_NORMAL_FLOATS,
+    )
+    if linear.bias is not None:
+        output = editor.add("Add", [output, linear.bias], name=f"{linear.output.name}/biased")
+    editor.replace_output(linear.output, output)
 
 
 def lower_gather(editor: Editor, name: str, tensor: QuantizedTensor, gather: ir.Node) -> bool:
@@ -136,14 +175,14 @@ def dequantized(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
     padded = [count * size for count, size in zip(counts, within, strict=True)]
     spare = [(0, large - size) for large, size in zip(padded, shape, strict=True)]
     split = _interleave(counts, within)
-    values = _stored_codes(editor, name, tensor, np.pad(tensor.codes.numpy(), spare))
-    values = _reshape(editor, f"{name}/in_blocks", editor.cast(values), split)
+    values = _elements(editor, name, tensor, spare)
+    values = _reshape(editor, f"{name}/in_blocks", values, split)
     per_block = _interleave(counts, [1] * len(counts))
     if tensor.zero_point is not None:
         zero_point = editor.constant(f"{name}/zero_point", tensor.zero_point.numpy().reshape(per_block))
         values = editor.add("Sub", [values, editor.cast(zero_point)], name=f"{name}/centred")
-    scale = editor.real(f"{name}/scale", tensor.scale.numpy().reshape(per_block), tensor.format.scale_dtype)
-    values = editor.add("Mul", [values, scale], name=f"{name}/scaled")
+    if tensor.format.scale_dtype is not None:
+        values = editor.add("Mul", [values, _stored_scale(editor, name, tensor, per_block)], name=f"{name}/scaled")
     values = _reshape(editor, f"{name}/padded_weight", values, padded)
     if padded == list(shape):
         return values
@@ -171,6 +210,55 @@ def _blocks_of_codes(editor: Editor, name: str, blocks: KernelBlocks) -> ir.Valu
         return editor.constant(f"{name}/packed_in_blocks", packed)
     rows = editor.constant(f"{name}/packed", packed.reshape(packed.shape[0], -1))
     return _reshape(editor, f"{name}/packed_in_blocks", rows, packed.shape)
+
+
+def _elements(editor: Editor, name: str, tensor: QuantizedTensor, spare: Sequence[tuple[int, int]]) -> ir.Value:
+    """Return codes padded by ``spare``, or the entries they stand for, as float32."""
+    if _suits_normal_float_kernel(tensor):
+        return _looked_up_in_pairs(editor, name, tensor)
+    codes = _stored_codes(editor, name, tensor, np.pad(tensor.codes.numpy(), spare))
+    return editor.cast(codes) if tensor.codebook is None else _looked_up(editor, name, tensor, codes)
+
+
+def _looked_up_in_pairs(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
+    """Return the entries of what the kernel reads as well, so that a weight of several uses is stored once."""
+    entries = tensor.codebook.numpy()
+    pairs = np.stack([entries.repeat(16), np.tile(entries, 16)], -1)
+    packed = _packed_normal_floats(editor, name, tensor)
+    indices = editor.add("Cast", [packed], name=f"{name}/pair_indices", to=ir.DataType.INT32)
+    return editor.add("Gather", [editor.constant("quant/nf4_pairs", pairs), indices], name=f"{name}/pairs")
+
+
+def _looked_up(editor: Editor, name: str, tensor: QuantizedTensor, codes: ir.Value) -> ir.Value:
+    """Return the entries (float32) of the codebook at ``codes``, padded by rows as they are."""
+    indices = editor.add("Cast", [codes], name=f"{name}/indices", to=ir.DataType.INT32)
+    if tensor.codebook.ndim == 2:
+        tables, entries = tensor.codebook.shape
+        first = (np.arange(codes.shape[0], dtype=np.int32) // tensor.rows_per_table).clip(max=tables - 1) * entries
+        offsets = editor.constant(f"{name}/offsets", first.reshape(-1, *[1] * (tensor.codes.ndim - 1)))
+        indices = editor.add("Add", [indices, offsets], name=f"{name}/table_indices")
+    entries = tensor.codebook.numpy().reshape(-1)
+    if tensor.format.codebook == "learned":
+        table = editor.real(f"{name}/codebook", entries, "float16")
+    else:
+        table = editor.constant(f"quant/{tensor.format.codebook}", entries)  # one for all weights
+    return editor.add("Gather", [table, indices], name=f"{name}/entries")
+
+
+def _stored_scale(editor: Editor, name: str, tensor: QuantizedTensor, shape: Sequence[int]) -> ir.Value:
+    """Return the scales as float32; those of 8-bit floats, for which there is no cast, from a table of all values."""
+    if tensor.format.scale_bits != 8:
+        return editor.real(f"{name}/scale", tensor.scale.numpy().reshape(shape), tensor.format.scale_dtype)
+    parts = stored_parts(tensor)
+    values = torch.arange(256, dtype=torch.uint8).view(parts["scale"].dtype).float().numpy()
+    table = editor.constant(f"quant/{tensor.format.scale_dtype}", values)
+    codes = editor.constant(f"{name}/scale_codes", parts["scale"].view(torch.uint8).numpy().reshape(shape))
+    indices = editor.add("Cast", [codes], name=f"{name}/scale_indices", to=ir.DataType.INT32)
+    scale = editor.add("Gather", [table, indices], name=f"{name}/scale")
+    if "shared_scale" not in parts:
+        return scale
+    shared = editor.constant(f"{name}/shared_scale", parts["shared_scale"].numpy())
+    return editor.add("Mul", [scale, shared], name=f"{name}/true_scale")
 
 
 def _stored_codes(editor: Editor, name: str, tensor: QuantizedTensor, codes: np.ndarray) -> ir.Value:

@@ -17,8 +17,9 @@ from torch import Tensor
 from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
 from quant.scheme import NumberFormat, Scheme
 from quant.storage import graph_from_json, graph_to_json
-from quant.tensor import QuantizedTensor, pack, unpack
+from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
+_WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
 _QUANTIZER_PARTS = ("scale", "zero_point", "input_scale")
 
 
@@ -91,11 +92,9 @@ def _describe(weight: QuantizedTensor) -> dict:
 
 def _weight_parts(weight: QuantizedTensor) -> Iterator[tuple[str, Tensor]]:
     yield "codes", _packed(weight.codes, weight.format.bits)
-    yield "scale", weight.scale.to(getattr(torch, weight.format.scale_dtype))
+    yield from stored_parts(weight).items()
     if weight.zero_point is not None:
         yield "zero_point", _packed(weight.zero_point, weight.format.bits)
-    if weight.codebook is not None:
-        yield "codebook", weight.codebook
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
@@ -112,11 +111,12 @@ def _unpacked(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -
 
 def _weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTensor:
     format, shape = NumberFormat(**entry["format"]), tuple(entry["shape"])
-    codes = _unpacked(tensors[f"codes/{name}"], format.bits, shape, format.symmetric)
-    scale, zero_point = tensors[f"scale/{name}"].float(), tensors.get(f"zero_point/{name}")
+    codes = _unpacked(tensors[f"codes/{name}"], format.bits, shape, format.signed)
+    parts = {part: tensors[f"{part}/{name}"] for part in _WEIGHT_PARTS if f"{part}/{name}" in tensors}
+    zero_point = tensors.get(f"zero_point/{name}")
     if zero_point is not None:
-        zero_point = _unpacked(zero_point, format.bits, tuple(scale.shape), signed=False)
-    return QuantizedTensor(codes, scale, zero_point, tensors.get(f"codebook/{name}"), tuple(entry["block"]), format)
+        zero_point = _unpacked(zero_point, format.bits, tuple(parts["scale"].shape), signed=False)
+    return restored(codes, parts, zero_point, entry["block"], format)
 
 
 def _activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[tuple, ActivationQuantizer]:

@@ -28,11 +28,15 @@ TARGETS = {
 REQUIRES = {"coremltools": "pip install coremltools"}
 EXECUTES = {
     "float": ["fp32", "fp16"],
-    "weight_only": ["int8", "int6", "int5", "int4", "int3", "int2"],
+    "weight_only": [
+        "int8", "int6", "int5", "int4", "int3", "int2",
+        "lut8", "lut6", "lut4", "lut3", "lut2",
+    ],
     "static": ["int8"],
-}
+}  # fmt: skip
 REFUSES = {
     "dynamic": "Core ML has no run-time activation quantization.",
+    "weight_only": "Core ML reads no scaled look-up table before iOS 26, and formats of floats are such: use lut4.",
     "bf16": "Core ML has no bfloat16 type.",
 }
 TEMPLATE_PER_PRECISION = True
@@ -224,7 +228,8 @@ def _compressed_elements(package: Package) -> int:
 
 
 def _notes(quantized: QuantizedModel) -> list[str]:
-    wider = {weight.format.bits for weight in quantized.weights.values() if weight.format.bits not in (4, 8)}
+    integers = [weight for weight in quantized.weights.values() if weight.codebook is None]
+    wider = {weight.format.bits for weight in integers if weight.format.bits not in (4, 8)}
     return [
         f"Core ML has no {bits}-bit weights: they are stored in {4 if bits < 4 else 8} bits." for bits in sorted(wider)
     ]

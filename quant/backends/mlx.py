@@ -26,10 +26,14 @@ TARGETS = {"mlx": {}}
 REQUIRES = {"mlx": "pip install 'mlx[cpu]'"}
 EXECUTES = {
     "float": ["fp32", "fp16", "bf16"],
-    "weight_only": ["int8", "int6", "int5", "int4", "int3", "int2"],
+    "weight_only": [
+        "int8", "int6", "int5", "int4", "int3", "int2",
+        "e4m3", "e5m2", "mxfp8", "mxfp4", "nvfp4", "nf4",
+        "lut8", "lut6", "lut4", "lut3", "lut2",
+    ],
     "static": ["int8"],
-    "dynamic": ["int8"],
-}
+    "dynamic": ["int8", "w4a8"],
+}  # fmt: skip
 REFUSES = {}
 NATIVE = {"native": {"int8": "mlx.core.quantize, groups of 64", "int4": "mlx.core.quantize, groups of 64"}}
 DYNAMIC_GRANULARITY = "token"

@@ -1,8 +1,10 @@
 """ONNX Runtime on the CPU: tables spliced into a float ONNX model, run by its block-wise and integer kernels.
 
-Weight-only linear layers and embeddings run on MatMulNBits and GatherBlockQuantized, which keep activations float.
+Weight-only linear layers and embeddings run on MatMulNBits and GatherBlockQuantized, which keep activations float, and
+layers of normal floats on MatMulBnb4. W4A8 is MatMulNBits at the accuracy level at which it quantizes its input too.
 W8A8 runs on QLinearConv, QGemm and MatMulIntegerToFloat, which ONNX Runtime fuses from the standard
-QuantizeLinear/DequantizeLinear form. Weights without a kernel, as of weight-only convolutions, are simulated.
+QuantizeLinear/DequantizeLinear form. Weights without a kernel, as of weight-only convolutions and other codebooks, are
+simulated.
 """
 
 import functools
@@ -29,10 +31,14 @@ REQUIRES = {
 }
 EXECUTES = {
     "float": ["fp32", "fp16"],
-    "weight_only": ["int8", "int6", "int5", "int4", "int3", "int2"],
+    "weight_only": [
+        "int8", "int6", "int5", "int4", "int3", "int2",
+        "e4m3", "e5m2", "mxfp8", "mxfp4", "nvfp4", "nf4",
+        "lut8", "lut6", "lut4", "lut3", "lut2",
+    ],
     "static": ["int8"],
-    "dynamic": ["int8"],
-}
+    "dynamic": ["int8", "w4a8"],
+}  # fmt: skip
 REFUSES = {"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU."}
 NATIVE = {
     "native": {"int8": "MatMulNBitsQuantizer", "int4": "MatMulNBitsQuantizer"},

@@ -1,4 +1,4 @@
-"""Dynamic W8A8: weights rounded per channel beforehand, activations of linear layers quantized at run time."""
+"""Dynamic W8A8 and W4A8: weights rounded beforehand, activations of linear layers quantized at run time."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
 from quant.methods.rtn import round_weights
 from quant.scheme import Scheme
 
-METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8",), "core": ("int8",)}}
+METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8", "w4a8"), "core": ("int8",)}}
 
 
 def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
-    """Return linear layers in W8A8 and embeddings in W8. Convolutions stay float: no runtime has a fast kernel."""
+    """Return linear layers and embeddings quantized. Convolutions stay float: no runtime has a fast kernel for them."""
     kinds = {name: {operator.kind for _, operator in consumers} for name, consumers in graph.quantizable().items()}
     weights = {
         name: weight for name, weight in round_weights(graph, scheme).items() if "convolution" not in kinds[name]

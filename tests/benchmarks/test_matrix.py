@@ -11,10 +11,11 @@ import pytest
 from benchmarks.matrix import Case, matrix, model, models
 from quant.backends import targets
 from quant.methods import methods
-from quant.scheme import FLOAT_WORDS, INTEGER_WORDS
+from quant.scheme import CODEBOOK_FORMATS, FLOAT_WORDS, INTEGER_WORDS, PALETTE_WORDS, W4A8
 
 ROOT = Path(__file__).parents[2]
 RUNTIMES = ("torch", "onnxruntime", "onnx", "onnx_ir", "mlx", "coremltools", "torchao", "sklearn", "scipy", "numpy")
+WORDS = (*INTEGER_WORDS, *FLOAT_WORDS, *CODEBOOK_FORMATS, *PALETTE_WORDS, W4A8)
 CASES, UNSUPPORTED = matrix()
 CONVOLUTIONAL = {name for name, entry in models().items() if entry.constants["FAMILY"] == "convolutional"}
 
@@ -83,6 +84,14 @@ def test_an_id_is_model_method_bits_backend():
         "minilm-dynamic-int8-torch",
         "minilm-native-int4-mlx",
         "mobilenet_v2-float-fp32-coreml",
+        "minilm-rtn-nf4-mlx",
+        "digits-rtn-mxfp4-torch",
+        "mobilenet_v2-rtn-e4m3-onnxruntime",
+        "minilm-palette-lut4-coreml",
+        "digits-palette_grouped-lut6-onnxruntime",
+        "minilm-palette_fisher-lut3-mlx",
+        "minilm-dynamic-w4a8-onnxruntime",
+        "minilm-dynamic-w4a8-torch",
     ],
 )
 def test_the_promised_cases_exist(name):
@@ -131,8 +140,9 @@ def test_a_scheme_resolves_for_every_case():
         assert scheme.name == case.bits
         assert scheme.family == (case.method_entry.family if case.bits not in FLOAT_WORDS else "float")
         assert (scheme.activations is None) == (scheme.family in ("float", "weight_only"))
-        if case.bits in INTEGER_WORDS:
-            assert scheme.linear.bits == scheme.convolution.bits == INTEGER_WORDS[case.bits]
+        widths = {**INTEGER_WORDS, **PALETTE_WORDS}
+        if case.bits in widths:
+            assert scheme.linear.bits == scheme.convolution.bits == widths[case.bits]
 
 
 def test_dynamic_methods_are_refused_for_convolutional_nets():
@@ -157,6 +167,13 @@ def test_native_methods_exist_only_where_the_runtime_has_such_a_quantizer():
         for native, words in found.constant("NATIVE", {}).items():
             if found.elsewhere() is None:
                 assert {(name, native, word) for word in words} <= offered
+
+
+def test_core_ml_says_why_it_runs_no_scaled_codebook_and_no_run_time_quantization():
+    reasons = {entry.case.id: entry.reason for entry in UNSUPPORTED}
+    for word in CODEBOOK_FORMATS:
+        assert "scaled look-up table" in reasons[f"digits-rtn-{word}-coreml"]
+    assert "run-time" in reasons["minilm-dynamic-w4a8-coreml"]
 
 
 def test_a_platform_bound_target_is_refused_elsewhere(on_platform):
@@ -228,7 +245,7 @@ def test_collecting_imports_no_runtime(collected):
     assert not {module.partition(".")[0] for module in collected["modules"]} & set(RUNTIMES)
 
 
-@pytest.mark.parametrize("word", [*INTEGER_WORDS, *FLOAT_WORDS, *targets()])
+@pytest.mark.parametrize("word", [*WORDS, *targets()])
 def test_a_word_selects_exactly_the_cases_of_its_axis(collected, word):
     """As ``-k`` matches: any part of the name of a case, of its file and folders, or of one of its marks."""
     matched = {
@@ -240,7 +257,7 @@ def test_a_word_selects_exactly_the_cases_of_its_axis(collected, word):
 
 
 def test_no_file_or_folder_is_named_after_bits_or_backend():
-    words = [*INTEGER_WORDS, *FLOAT_WORDS, *targets()]
+    words = [*WORDS, *targets()]
     names = [path.name for path in (ROOT / "benchmarks").rglob("*") if "__pycache__" not in path.parts]
     assert names
     assert not [(name, word) for name, word in product([*names, "benchmarks"], words) if word in name]

@@ -44,6 +44,20 @@ def test_dynamic_per_token_equals_a_row_by_row_oracle():
         torch.testing.assert_close(found, torch.round(row / scale) * scale)
 
 
+@pytest.mark.parametrize("columns", [5, 32, 40, 96])
+def test_dynamic_in_groups_equals_a_group_by_group_oracle(columns):
+    quantizer = ActivationQuantizer("dynamic", parse("w4a8", "dynamic").activations)
+    values = torch.randn(2, 3, columns) * torch.logspace(-2, 2, columns)
+    values[1, 2] = 0
+    result = quantizer(values)
+    for row in np.ndindex(2, 3):
+        for start in range(0, columns, 32):
+            group = values[row][start : start + 32]
+            scale = group.abs().max() / 127
+            expected = torch.round(group / scale) * scale if scale > 0 else group
+            torch.testing.assert_close(result[row][start : start + 32], expected, rtol=1e-6, atol=0)
+
+
 def test_dynamic_per_tensor_equals_the_onnx_definition():
     quantizer = ActivationQuantizer("dynamic", parse("int8", "dynamic", "tensor").activations)
     values = torch.rand(4, 6) * 5 + 1

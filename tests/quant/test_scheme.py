@@ -1,6 +1,6 @@
 import pytest
 
-from quant.scheme import FAMILIES, INTEGER_WORDS, NumberFormat, parse
+from quant.scheme import CODEBOOK_FORMATS, FAMILIES, INTEGER_WORDS, PALETTE_WORDS, NumberFormat, parse
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,38 @@ def test_eight_bit_families_quantize_activations_as_their_kernels_do():
     assert str(parse("int8", "static").linear) == "int8 symmetric per channel"
 
 
+@pytest.mark.parametrize(
+    ("word", "described"),
+    {
+        "nf4": "nf4 groups of 64 with float16 scales",
+        "nf4_g128": "nf4 groups of 128 with float16 scales",
+        "e4m3": "e4m3 per channel with float32 scales",
+        "e5m2_tensor": "e5m2 per tensor with float32 scales",
+        "mxfp8": "e4m3 groups of 32 with e8m0 scales",
+        "mxfp4": "e2m1 groups of 32 with e8m0 scales",
+        "nvfp4": "e2m1 groups of 16 with e4m3 scales",
+        "lut4": "4-bit look-up tables",
+    }.items(),
+)
+def test_codebook_words_name_their_entries_groups_and_scales(word, described):
+    scheme = parse(word)
+    assert str(scheme.linear) == str(scheme.convolution) == described
+    assert scheme.activations is None
+    assert str(scheme) == word
+
+
+@pytest.mark.parametrize("word", [*CODEBOOK_FORMATS, *PALETTE_WORDS])
+def test_codes_of_a_codebook_are_unsigned(word):
+    assert not parse(word).linear.signed
+
+
+def test_four_bit_weights_with_eight_bit_activations():
+    scheme = parse("w4a8", "dynamic", "tensor")
+    assert scheme.linear == parse("int4").linear
+    assert scheme.convolution is None
+    assert str(scheme.activations) == "int8 symmetric groups of 32"
+
+
 def test_float_words():
     assert parse("fp16", "float").float_dtype == "float16"
     assert parse("bf16", "float").float_dtype == "bfloat16"
@@ -62,6 +94,16 @@ def test_float_words():
         ("int8_g32", "dynamic", "use int8"),
         ("int8", "float", "use fp32"),
         ("int8", "statik", "did you mean static"),
+        ("mxpf4", "weight_only", "did you mean mxfp4"),
+        ("mxfp4_g64", "weight_only", "mxfp4 fixes its groups"),
+        ("nvfp4_channel", "weight_only", "nvfp4 fixes its groups"),
+        ("nf4_sym", "weight_only", "unknown suffix 'sym'"),
+        ("e4m3_x", "weight_only", "unknown suffix 'x'"),
+        ("lut4_g16", "weight_only", "look-up tables take no suffix"),
+        ("nf4", "static", "use int8"),
+        ("lut4", "dynamic", "use int8 or w4a8"),
+        ("w4a8", "weight_only", "use int4"),
+        ("w4a8_g64", "dynamic", "use int8 or w4a8"),
     ],
 )
 def test_a_bad_name_is_answered_with_the_nearest_good_ones(word, family, sentence):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import quant
+from quant.scheme import CODEBOOK_FORMATS, PALETTE_WORDS
 from quant.storage import load_graph, save_graph
 
 
@@ -18,7 +19,14 @@ def test_a_graph_survives_a_round_trip_bit_for_bit(tied_graph, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "bits"),
-    [("rtn", "int8"), ("rtn", "int4"), ("rtn", "int3_g16"), ("rtn", "int2"), ("static", "int8"), ("float", "bf16")],
+    [
+        *(("rtn", word) for word in ("int8", "int4", "int3_g16", "int2", *CODEBOOK_FORMATS)),
+        *(("palette", word) for word in PALETTE_WORDS),
+        ("palette_grouped", "lut4"),
+        ("static", "int8"),
+        ("dynamic", "w4a8"),
+        ("float", "bf16"),
+    ],
 )
 def test_tables_survive_a_round_trip_bit_for_bit(residual_graph, tmp_path, method, bits):
     image = torch.randn(4, 3, 8, 8)
@@ -37,6 +45,13 @@ def test_four_bit_codes_take_half_a_byte_each(tied_graph, tmp_path):
     quant.save(quant.quantize(tied_graph, "rtn", "int4"), tmp_path)
     codes = 40 * 24 + 24 * 24
     assert (tmp_path / "tables.safetensors").stat().st_size < codes / 2 + 64 * 3 + 1500
+
+
+@pytest.mark.parametrize(("word", "bits"), {"mxfp4": 4.25, "nvfp4": 4.5, "mxfp8": 8.25, "nf4": 4.25}.items())
+def test_codebooks_take_on_disk_what_they_are_counted_as(tmp_path, word, bits):
+    graph = quant.capture(torch.nn.Linear(256, 512, bias=False).eval(), (torch.randn(2, 256),))
+    quant.save(quant.quantize(graph, "rtn", word), tmp_path)
+    assert (tmp_path / "tables.safetensors").stat().st_size == pytest.approx(512 * 256 * bits / 8, abs=500)
 
 
 def test_tables_of_other_weights_are_refused(residual_graph, tied_graph, tmp_path):

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ pytest.importorskip("coremltools")
 from quant.backends import coreml
 from quant.graph import ActivationQuantizer, QuantizedModel, simulate
 from quant.methods import quantize
-from quant.scheme import NumberFormat, parse
+from quant.scheme import PALETTE_WORDS, NumberFormat, parse
 from quant.tracing import capture
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -276,12 +274,44 @@ def test_entry_without_a_target_is_named(graphs, templates, tmp_path):
         coreml.compile(elsewhere, templates["text"], tmp_path)
 
 
-def test_codebook_and_bfloat16_are_refused(graphs, templates, tmp_path):
+@pytest.mark.parametrize("name", ["text", "image"])
+@pytest.mark.parametrize(
+    ("method", "bits"),
+    [*(("palette", word) for word in PALETTE_WORDS), ("palette_grouped", "lut4"), ("palette_grouped", "lut3")],
+)
+def test_palettes_mean_what_the_tables_mean(graphs, templates, tmp_path, name, method, bits):
+    quantized = quantize(graphs[name], method, bits)
+    executable = compiled(quantized, templates[name], tmp_path)
+    assert error(executable, quantized, SAMPLES[name]) < 1e-5
+    assert operators(tmp_path).count("constexpr_lut_to_dense") == len(quantized.weights)
+    assert executable.coverage()["notes"] == []
+    assert executable.coverage()["operators_native"] > 0.9
+
+
+def test_palettes_of_a_half_precision_program(graphs, half_template, tmp_path):
+    quantized = quantize(graphs["image"], "palette_grouped", "lut6")
+    assert error(compiled(quantized, half_template, tmp_path), quantized, SAMPLES["image"]) < 5e-3
+
+
+def test_indices_are_packed_in_their_own_width(tmp_path):
+    values = torch.randn(64, 640, generator=GENERATOR)
+    layer = nn.Linear(640, 64)
+    layer.weight = nn.Parameter(values)
+    graph = capture(layer.eval(), (torch.randn(2, 640),))
+    coreml.template(graph, tmp_path, "float32")
+    sizes = []
+    for word, bits in PALETTE_WORDS.items():
+        folder = tmp_path / word
+        compiled(quantize(graph, "palette", word), tmp_path, folder)
+        sizes.append((folder / coreml.PACKAGE / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size)
+        assert sizes[-1] == pytest.approx(values.numel() * bits / 8, abs=2000)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_scaled_codebooks_and_bfloat16_are_refused(graphs, templates, tmp_path):
     graph = graphs["text"]
-    weight = quantize(graph, "rtn", "int4").weights["hidden.weight"]
-    palette = replace(weight, zero_point=None, codebook=torch.linspace(-1, 1, 16))
-    with pytest.raises(ValueError, match=r"'hidden\.weight' is a codebook"):
-        coreml.compile(QuantizedModel(graph, parse("int4"), {"hidden.weight": palette}), templates["text"], tmp_path)
+    with pytest.raises(ValueError, match=r"the weight '[a-z.]+' is a look-up table with scales"):
+        coreml.compile(quantize(graph, "rtn", "nf4"), templates["text"], tmp_path)
     with pytest.raises(ValueError, match="bfloat16"):
         coreml.compile(quantize(graph, "float", "bf16"), templates["text"], tmp_path)
     with pytest.raises(ValueError, match="not in bfloat16"):

@@ -13,7 +13,7 @@ from torch import nn
 import quant
 from quant.graph import ActivationQuantizer, QuantizedModel
 from quant.methods.rtn import round_weights
-from quant.scheme import parse
+from quant.scheme import PALETTE_WORDS, parse
 
 mlx = pytest.importorskip("quant.backends.mlx")
 _mlx_executable = pytest.importorskip("quant.backends._mlx_executable")
@@ -23,7 +23,7 @@ mx = _mlx_weights.mx
 ROUNDED = 3e-4
 """Of quantized activations: a value on the edge between two codes may fall to either side."""
 
-INTEGERS = mlx.EXECUTES["weight_only"]
+WORDS = mlx.EXECUTES["weight_only"]
 
 
 class Language(nn.Module):
@@ -101,9 +101,10 @@ def parity(executable, quantized, inputs):
 
 
 @pytest.mark.parametrize("model", ["language", "vision"])
-@pytest.mark.parametrize("bits", [*INTEGERS, "int4_sym", "int4_g64", "int3_g48", "int4_channel", "int8_tensor"])
+@pytest.mark.parametrize("bits", [*WORDS, "int4_sym", "int4_g64", "int3_g48", "int4_channel", "int8_tensor"])
 def test_weights_mean_what_simulate_means(graphs, templates, samples, tmp_path, model, bits):
-    quantized = quant.quantize(graphs[model], "rtn", bits)
+    method = "palette_grouped" if bits in PALETTE_WORDS else "rtn"
+    quantized = quant.quantize(graphs[model], method, bits)
     executable = compiled(quantized, templates[model], tmp_path)
     assert parity(executable, quantized, samples[model]) < 1e-5
     assert executable.evidence == "simulated" or mx.default_device() == mx.gpu
@@ -131,9 +132,9 @@ def test_half_precision_is_half_the_size(graphs, templates, samples, tmp_path, m
 
 
 @pytest.mark.parametrize("model", ["language", "vision"])
-@pytest.mark.parametrize("method", ["static", "dynamic"])
-def test_quantized_activations_mean_what_simulate_means(graphs, templates, samples, tmp_path, model, method):
-    quantized = quant.quantize(graphs[model], method, "int8", [samples[model]])
+@pytest.mark.parametrize(("method", "bits"), [("static", "int8"), ("dynamic", "int8"), ("dynamic", "w4a8")])
+def test_quantized_activations_mean_what_simulate_means(graphs, templates, samples, tmp_path, model, method, bits):
+    quantized = quant.quantize(graphs[model], method, bits, [samples[model]])
     executable = compiled(quantized, templates[model], tmp_path)
     assert quantized.activations
     assert parity(executable, quantized, samples[model]) < ROUNDED
@@ -143,12 +144,14 @@ def test_quantized_activations_mean_what_simulate_means(graphs, templates, sampl
 
 
 @pytest.mark.parametrize("mode", ["none", "dynamic"])
-@pytest.mark.parametrize("granularity", ["token", "tensor"])
+@pytest.mark.parametrize("granularity", ["token", "tensor", "group"])
 def test_scaled_inputs_of_any_layout(graphs, templates, samples, tmp_path, mode, granularity):
     """The last axis of ATen's order carries the input scale and the tokens, wherever MLX has it."""
     for model, position in (("language", 0), ("vision", 0)):
         graph = graphs[model]
-        format = replace(parse("int8", "dynamic", granularity).activations)
+        format = parse("int8", "dynamic", granularity).activations
+        if granularity == "group":
+            format = replace(parse("w4a8", "dynamic").activations, group_size=5)
         activations = {}
         for edge in [edge for uses in graph.quantizable().values() for edge, operator in uses if operator.data == 0]:
             value = graph.node(edge).arguments[position]
@@ -170,16 +173,17 @@ def test_one_quantizer_of_several_arguments_is_one_entry(graphs, templates, samp
     assert sum(len(entry["edges"]) for entry in entries) == len(quantized.activations)
 
 
-def test_packed_weights_give_what_dequantized_ones_give(graphs, templates, samples, tmp_path):
+@pytest.mark.parametrize("bits", ["int4", "mxfp4", "mxfp8", "nvfp4"])
+def test_packed_weights_give_what_dequantized_ones_give(graphs, templates, samples, tmp_path, bits):
     """What runs on a GPU, run on this device: ``quantized_matmul`` and gathered rows of codes."""
-    quantized = quant.quantize(graphs["language"], "rtn", "int4")
+    quantized = quant.quantize(graphs["language"], "rtn", bits)
     executable = compiled(quantized, templates["language"], tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     arrays = mx.load(str(tmp_path / "model.safetensors"))
     packed = {
         name: _mlx_weights.decode(entry, arrays, mx.float32)
         for name, entry in config["weights"].items()
-        if entry["form"] == "affine"
+        if entry["form"] != "codes"
     }
     assert set(packed) == {"embedding.weight", "wide.weight", "narrow.weight"}
     plain = {name: mx.array(value.numpy()) for name, value in quantized.real_parameters().items()}

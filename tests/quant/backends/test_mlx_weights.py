@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.scheme import NumberFormat
-from quant.tensor import QuantizedTensor, quantize
+from quant.scheme import NumberFormat, parse
+from quant.tensor import QuantizedTensor, block_of, quantize
 
 weights = pytest.importorskip("quant.backends._mlx_weights")
 mx = weights.mx
@@ -81,9 +81,50 @@ def test_packed_products_equal_dequantized_ones(bits):
     np.testing.assert_array_equal(np.array(packed.rows(indices)), np.array(packed.dequantize()[indices]))
 
 
+def floats(word, shape=(7, 256)):
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(3)) * 0.05
+    format = parse(word).linear
+    return quantize(values, format, block_of(format, shape, (1, shape[1])))
+
+
+@pytest.mark.parametrize("word", weights.MICROSCALING)
+def test_floats_are_stored_as_mlx_quantizes_them(word):
+    tensor = floats(word)
+    entry, arrays = stored(tensor)
+    assert entry["form"] == word
+    shared = arrays["layer.shared"].item() if "layer.shared" in arrays else 1.0
+    assert (shared != 1) == (word == "nvfp4")
+    values = torch.randn(7, 256, generator=torch.Generator().manual_seed(3)) * 0.05 / shared
+    codes, scales = mx.quantize(mx.array(values.numpy()), mode=word)
+    assert mx.array_equal(arrays["layer.weight"], codes)
+    assert mx.array_equal(arrays["layer.scales"], scales)
+
+
+@pytest.mark.parametrize("word", weights.MICROSCALING)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_packed_floats_multiply_as_their_values(word, dtype):
+    tensor = floats(word)
+    entry, arrays = stored(tensor)
+    packed = weights.decode(entry, arrays, dtype)
+    values = tensor.dequantize().numpy()
+    dequantized = packed.dequantize()
+    assert dequantized.dtype == dtype
+    np.testing.assert_allclose(np.array(dequantized), values, rtol=0 if dtype == mx.float32 else 1e-3)
+    indices = mx.array([[0, 6], [3, 3]])
+    np.testing.assert_array_equal(np.array(packed.rows(indices)), np.array(dequantized[indices]))
+    x = mx.random.normal((2, 3, 256)).astype(dtype)
+    products = np.array(x).astype(np.float32) @ values.T
+    tolerance = 1e-5 if dtype == mx.float32 else 5e-3
+    np.testing.assert_allclose(np.array(packed.multiply(x)), products, atol=tolerance * np.abs(products).max())
+
+
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
+        (floats("nf4"), "normal floats"),
+        (floats("e4m3"), "floats per channel"),
+        (floats("mxfp4", (7, 40)), "floats in a group that does not divide"),
+        (floats("nvfp4", (5, 24)), "a short group with scales of 8 bits"),
         (grouped(4, 48), "a group size MLX does not know"),
         (grouped(4, 32, shape=(7, 40)), "a group that does not divide"),
         (grouped(4, 256), "groups larger than MLX's"),
@@ -103,9 +144,11 @@ def test_the_rest_is_stored_as_codes(tensor, reason):
 
 
 def test_a_palette_is_stored_with_its_codebook():
-    format = NumberFormat(4, False, "channel")
+    format = NumberFormat(4, False, "channel", codebook="learned")
     codes = torch.randint(0, 16, (6, 32), dtype=torch.uint8)
-    tensor = QuantizedTensor(codes, torch.rand(6, 1).half().float(), None, torch.randn(16), (1, 32), format)
+    tensor = QuantizedTensor(
+        codes, torch.rand(6, 1).half().float(), None, torch.randn(16).half().float(), (1, 32), format
+    )
     entry, arrays = stored(tensor)
     assert torch.equal(weights.decode(entry, arrays, mx.float32), tensor.dequantize())
 

@@ -1,3 +1,4 @@
+import json
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,7 @@ pytest.importorskip("onnxscript")
 
 import onnx
 
-from quant.backends import _onnx_template, onnxruntime, target
+from quant.backends import _onnx_coverage, _onnx_template, onnxruntime, target
 from quant.backends._onnx_session import open_session
 from quant.backends._onnx_weights import channel_scale
 from quant.graph import ActivationQuantizer, QuantizedModel, simulate
@@ -22,6 +23,11 @@ from quant.scheme import NumberFormat, parse
 from quant.tensor import quantize as quantize_tensor
 from quant.tracing import capture
 
+CODEBOOKS = [
+    *(("rtn", word) for word in ("nf4", "nf4_g16", "e4m3", "e5m2", "mxfp8", "mxfp4", "nvfp4")),
+    *(("palette", word) for word in ("lut2", "lut3", "lut6", "lut8")),
+    ("palette_grouped", "lut4"),
+]
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT_ONLY = ("int8", "int6", "int5", "int4", "int3", "int2", "int4_sym", "int3_channel", "int8_tensor", "int4_g8")
 
@@ -127,6 +133,10 @@ def optimized_operators(executable, tmp_path):
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
+def _metadata(executable):
+    return open_session(executable.path).get_modelmeta().custom_metadata_map[_onnx_coverage.KEY]
+
+
 def test_is_found_without_being_imported():
     found = target("onnxruntime")
     assert found.constant("DYNAMIC_GRANULARITY") == "tensor"
@@ -146,6 +156,67 @@ def test_weight_only_images_mean_what_the_tables_mean(picture, bits):
     example = image()
     _, difference = picture.parity(picture.quantize("rtn", bits, example), example)
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("bench", ["text", "picture"])
+@pytest.mark.parametrize(("method", "bits"), CODEBOOKS)
+def test_codebooks_mean_what_the_tables_mean(request, bench, method, bits):
+    bench, example = request.getfixturevalue(bench), tokens() if bench == "text" else image()
+    executable, difference = bench.parity(bench.quantize(method, bits, example), example)
+    assert difference < 1e-5
+    assert executable.coverage()["notes"] == []
+
+
+def test_codebooks_are_stored_in_their_codes(text):
+    float_bytes = text.load(text.quantize("float", "fp32", tokens())).size_bytes
+    for method, bits, largest in (("rtn", "mxfp4", 0.17), ("rtn", "mxfp8", 0.3), ("palette_grouped", "lut4", 0.19)):
+        executable = text.load(text.quantize(method, bits, tokens()))
+        assert executable.size_bytes < largest * float_bytes
+        assert executable.evidence == "simulated"
+
+
+def test_normal_floats_run_on_their_kernel_where_their_blocks_fill_rows(text, tmp_path):
+    quantized = text.quantize("rtn", "nf4", tokens())
+    executable = text.load(quantized)
+    operators = optimized_operators(executable, tmp_path)
+    assert operators["MatMulBnb4"] == 2  # of 64 columns; those of 40 are simulated
+    work = {name: macs for name, macs, _ in json.loads(_metadata(executable))["operators"]}
+    native = work["hidden.weight"] + work["embedding.weight"]
+    assert executable.coverage()["operators_native"] == pytest.approx(native / (native + 2 * work["back.weight"]))
+    tables = quantized.graph.parameter_count * quantized.bits_per_weight / 8
+    assert executable.size_bytes < tables + 20_000  # the tied embedding and head are stored once
+
+
+def test_four_bit_weights_run_with_eight_bit_activations(text, tmp_path):
+    example = tokens()
+    quantized = text.quantize("dynamic", "w4a8", example)
+    executable, difference = text.parity(quantized, example)
+    assert difference < 2e-3
+    assert optimized_operators(executable, tmp_path)["MatMulNBits"] == 4
+    assert executable.coverage() == {"operators_native": 1.0, "operators_simulated": 0.0, "notes": []}
+    weight_only = QuantizedModel(quantized.graph, quantized.scheme, quantized.weights)
+    assert text.parity(weight_only, example)[1] < 1e-5
+    with torch.inference_mode():
+        apart = error(simulate(weight_only)(example)[0].numpy(), simulate(quantized)(example)[0].numpy())
+    assert apart > 2 * difference  # what the rounding of activations changes, the kernel changes alike
+
+
+@pytest.mark.parametrize("columns", [10, 24, 200])
+def test_a_layer_rounds_its_activations_as_the_tables_say(columns, tmp_path):
+    torch.manual_seed(columns)
+    example = torch.randn(3, columns) * torch.logspace(-1, 1, columns)
+    bench = Workbench(nn.Linear(columns, 8), example, None, tmp_path)
+    assert bench.parity(bench.quantize("dynamic", "w4a8", example), example)[1] < 1e-5
+
+
+def test_groups_no_kernel_has_are_refused(text):
+    quantized = text.quantize("dynamic", "w4a8", tokens())
+    other = {
+        edge: replace(quantizer, format=replace(quantizer.format, group_size=16))
+        for edge, quantizer in quantized.activations.items()
+    }
+    with pytest.raises(ValueError, match="no kernel that quantizes the input of 'linear_"):
+        text.load(replace(quantized, activations=other))
 
 
 def test_one_sample_and_another_length(text):

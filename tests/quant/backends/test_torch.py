@@ -14,7 +14,7 @@ from quant.backends import _torch_kernels as kernels
 from quant.backends import target
 from quant.backends import torch as backend
 from quant.graph import ActivationQuantizer, QuantizedModel
-from quant.scheme import NumberFormat, parse
+from quant.scheme import CODEBOOK_FORMATS, PALETTE_WORDS, NumberFormat, parse
 from quant.tensor import QuantizedTensor
 
 needs_kernels = pytest.mark.skipif(kernels.unusable() is not None, reason=f"int8 kernels: {kernels.unusable()}")
@@ -190,12 +190,38 @@ def test_without_kernels_it_is_simulated_and_says_why(attention, build, monkeypa
     assert "Quantized operators run in float: this processor is too old." in executable.coverage()["notes"]
 
 
+@pytest.mark.parametrize(
+    ("method", "bits"),
+    [
+        *(("rtn", word) for word in CODEBOOK_FORMATS),
+        *(("palette", word) for word in PALETTE_WORDS),
+        ("palette_grouped", "lut4"),
+    ],
+)
+@pytest.mark.parametrize(("model", "inputs"), [("attention", TOKENS), ("images", (IMAGES,))])
+def test_codebooks_are_simulated_and_stored_in_their_bits(request, build, model, inputs, method, bits):
+    quantized = quant.quantize(request.getfixturevalue(model), method, bits)
+    executable = build(quantized)
+    assert error(run(executable, inputs), reference(quantized, inputs)) <= 1e-6
+    assert executable.evidence == "simulated"
+    tables = quantized.bits_per_weight * quantized.graph.parameter_count / 8
+    assert (executable.path / "model.safetensors").stat().st_size < tables + 12_000
+
+
+def test_four_bit_weights_with_eight_bit_activations_are_simulated(attention, build):
+    quantized = quant.quantize(attention, "dynamic", "w4a8")
+    executable = build(quantized)
+    assert error(run(executable, TOKENS), reference(quantized, TOKENS)) <= 1e-5
+    assert executable.coverage()["operators_native"] == 0
+    assert executable.evidence == "simulated"
+
+
 def test_a_codebook_survives_the_folder(attention, build):
     weight = attention.parameters["q.weight"]
     codes = torch.randint(0, 8, weight.shape, dtype=torch.uint8)
     scale = torch.full((24, 1), 0.5)
     palette = torch.linspace(-1, 1, 8).half().float()
-    table = QuantizedTensor(codes, scale, None, palette, (1, 24), NumberFormat(3, False, "channel"))
+    table = QuantizedTensor(codes, scale, None, palette, (1, 24), NumberFormat(3, False, "channel", codebook="learned"))
     quantized = QuantizedModel(attention, parse("int3"), {"q.weight": table})
     assert error(run(build(quantized), TOKENS), reference(quantized, TOKENS)) <= 1e-6
 
