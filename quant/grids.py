@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quant.scheme import NumberFormat
-from quant.tensor import _blocked, round_scale, scale_and_zero_point
+from quant.tensor import in_blocks, round_scale, scale_and_zero_point
 
 _CHUNK = 1 << 18
 """Elements fitted at once: few enough to stay in a core's cache."""
@@ -78,11 +78,11 @@ def fit_grids(
 
     ``importance`` (float, broadcastable to the weight, not negative) weighs the errors of the elements.
     """
-    blocked = _blocked(weight.float(), block)
+    blocked = in_blocks(weight.float(), block)
     counts, values = blocked.shape[::2], _elements(blocked)
     weights = None
     if importance is not None:
-        weights = _elements(_blocked(importance.float().expand(weight.shape), block))
+        weights = _elements(in_blocks(importance.float().expand(weight.shape), block))
     at_once = max(1, _CHUNK // values.shape[1])
     grids = []
     for start in range(0, len(values), at_once):

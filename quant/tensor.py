@@ -140,7 +140,7 @@ def round_scale(scale: Tensor, format: NumberFormat) -> Tensor:
 
 def block_extremes(values: Tensor, block: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return the minimum and maximum of each block, zero included, shaped as a scale is."""
-    blocked = _blocked(values, block)
+    blocked = in_blocks(values, block)
     within = tuple(range(1, blocked.ndim, 2))
     return blocked.amin(within).clamp(max=0), blocked.amax(within).clamp(min=0)
 
@@ -232,7 +232,7 @@ def unpack(stream: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> T
     return torch.from_numpy(codes)
 
 
-def _blocked(values: Tensor, block: tuple[int, ...]) -> Tensor:
+def in_blocks(values: Tensor, block: tuple[int, ...]) -> Tensor:
     """View ``values`` as [blocks, within, blocks, within, ...], padded with zeros, which never widen a range."""
     counts = [-(-size // within) for size, within in zip(values.shape, block, strict=True)]
     padding = [count * within - size for size, within, count in zip(values.shape, block, counts, strict=True)]

@@ -14,8 +14,8 @@ from torch import Tensor
 from quant.calibrate import Batch, as_tensors
 from quant.execution import build_module
 from quant.graph import FloatGraph, QuantizedModel
+from quant.layers import weight_formats
 from quant.methods._k_means import k_means, middles
-from quant.methods.rtn import finite_weight
 from quant.nodes import Node, transposed_groups
 from quant.progress import steps
 from quant.scheme import NumberFormat, Scheme
@@ -63,8 +63,8 @@ def quantize(
         raise ValueError(f"{scheme} has no look-up tables, which palettes are: use lut4 or another of their words.")
     importance = mean_squared_inputs(graph, calibration) if fisher else {}
     weights = {}
-    for parameter in steps(list(graph.quantizable()), "weight"):
-        weight, format = finite_weight(graph, parameter), scheme.linear
+    for parameter, (format, _) in steps(list(weight_formats(graph, scheme).items()), "weight"):
+        weight = graph.parameters[parameter]
         if weight.abs().max() > _LARGEST_ENTRY:
             raise ValueError(f"the weight {parameter!r} does not fit half precision, which its table has: rescale it.")
         weights[parameter] = palettize(weight, format, rows, importance.get(parameter))

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from quant.calibrate import Batch
 from quant.graph import FloatGraph, QuantizedModel
+from quant.layers import weight_formats
 from quant.scheme import Scheme
-from quant.tensor import QuantizedTensor, block_of
+from quant.tensor import QuantizedTensor
 from quant.tensor import quantize as quantize_tensor
 
 METHODS = {
@@ -31,25 +29,8 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
 def round_weights(graph: FloatGraph, scheme: Scheme) -> dict[str, QuantizedTensor]:
     """Return the rounded weights of every operator the scheme has a format for, by parameter.
 
-    A parameter that several operators share takes the format of the first.
-
     Raises:
         ValueError: a weight holds NaN or infinity; the sentence names it.
     """
-    rounded = {}
-    for parameter, consumers in graph.quantizable().items():
-        format = scheme.weight_format(consumers[0][1].kind)
-        if format is None:
-            continue
-        weight = finite_weight(graph, parameter)
-        block = block_of(format, tuple(weight.shape), graph.channel_block(parameter))
-        rounded[parameter] = quantize_tensor(weight, format, block)
-    return rounded
-
-
-def finite_weight(graph: FloatGraph, parameter: str) -> Tensor:
-    """Return a parameter, or raise a ValueError that names it if it holds NaN or infinity."""
-    weight = graph.parameters[parameter]
-    if not torch.isfinite(weight).all():
-        raise ValueError(f"the weight {parameter!r} holds NaN or infinity: check the model.")
-    return weight
+    formats = weight_formats(graph, scheme)
+    return {name: quantize_tensor(graph.parameters[name], *chosen) for name, chosen in formats.items()}
