@@ -250,19 +250,26 @@ def _choose(observer: Extremes, calibrator: str, format: NumberFormat | None) ->
 def percentile_range(histogram: Histogram, percent: float = PERCENT) -> tuple[Tensor, Tensor]:
     """Return float32 low and high [rows], beyond which ``100 - percent`` percent of the values lie on each side.
 
-    Values are taken as spread evenly within their bin, so both are within one bin of the exact percentile.
+    Between two values of the sample they are interpolated linearly; each is known to within its bin.
     """
     counts = histogram.counts.clone()
     counts[:, _BINS // 2] += histogram.zeros
-    upto = counts.cumsum(1).double()
+    total = counts.sum(1, keepdim=True).double()
     found = []
     for share in (1 - percent / 100, percent / 100):
-        rank = share * (upto[:, -1:] - 1)
-        bin = torch.searchsorted(upto, rank, right=True).clamp(max=_BINS - 1)
-        inside = (rank - (upto - counts).gather(1, bin) + 0.5) / counts.gather(1, bin)
-        edges = (bin - _BINS // 2 + inside.clamp(0, 1))[:, 0] * histogram._width
-        found.append(torch.minimum(torch.maximum(edges.float(), histogram.low), histogram.high))
+        rank = share * (total - 1)
+        below, above = (_order_statistic(histogram, counts, whole) for whole in (rank.floor(), rank.ceil()))
+        value = torch.lerp(below, above, rank - rank.floor()).flatten().float()
+        found.append(torch.minimum(torch.maximum(value, histogram.low), histogram.high))
     return found[0], found[1]
+
+
+def _order_statistic(histogram: Histogram, counts: Tensor, rank: Tensor) -> Tensor:
+    """Return about the value (float64 [rows, 1]) that ``rank`` others are smaller than, spread evenly in its bin."""
+    upto = counts.cumsum(1).double()
+    bin = torch.searchsorted(upto, rank, right=True)
+    inside = (rank - (upto - counts).gather(1, bin) + 0.5) / counts.gather(1, bin)
+    return (bin - _BINS // 2 + inside) * histogram._width[:, None]
 
 
 def mse_range(histogram: Histogram, format: NumberFormat) -> tuple[Tensor, Tensor]:
