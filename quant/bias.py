@@ -65,38 +65,62 @@ def correct_full(
     source, layers = graph.graphs["forward"], _layers(graph, weights)
     means = {node.name: ChannelMean(_channel_axis(source, node)) for node in layers}
     observe(graph, means, batches)
-    parameters = {**graph.parameters, **{name: weight.dequantize() for name, weight in weights.items()}}
-    edges = {edge[1:]: quantizer for edge, quantizer in activations.items() if edge[0] == "forward"}
-    positions = {node.name: position for position, node in enumerate(source.nodes)}
-    states = [as_tensors(batch) for batch in batches]
-    start, live, corrected = 0, source.inputs, {}
-    limit = max(_HELD_BYTES, sum(value.nbytes for state in states for value in state))
-    for layer in steps(layers, "layer"):
-        end = positions[layer.name] + 1
-        bias, axis = layer.arguments[2].name, _channel_axis(source, layer)
-        after = _live(source, end)
-        advance = _bytes(source, after, states) <= limit
-        outputs = tuple(dict.fromkeys((layer.name, *after))) if advance else (layer.name,)
-        segment = Graph(live, source.nodes[start:end], outputs, (), source.shapes)
-        module = build_module(segment, parameters, edges)
-        mean, kept = ChannelMean(axis), []
+    run = _QuantizedRun(graph, weights, activations, batches)
+    for node in steps(layers, "layer"):
+        run.correct(node, means[node.name].mean)
+    return {node.arguments[2].name: run.parameters[node.arguments[2].name] for node in layers}
+
+
+class _QuantizedRun:
+    """The quantized model on its way through the layers: the values alive at ``start``, for each batch."""
+
+    def __init__(
+        self,
+        graph: FloatGraph,
+        weights: Mapping[str, QuantizedTensor],
+        activations: Mapping[Edge, ActivationQuantizer],
+        batches: Sequence[Batch],
+    ) -> None:
+        self._source = graph.graphs["forward"]
+        self.parameters = {**graph.parameters, **{name: weight.dequantize() for name, weight in weights.items()}}
+        self._edges = {edge[1:]: quantizer for edge, quantizer in activations.items() if edge[0] == "forward"}
+        self._positions = {node.name: position for position, node in enumerate(self._source.nodes)}
+        self._start, self._live = 0, self._source.inputs
+        self._states = [list(as_tensors(batch)) for batch in batches]
+        self._samples = sum(state[0].shape[0] for state in self._states)
+        self._limit = max(_HELD_BYTES, sum(value.nbytes for state in self._states for value in state))
+
+    def correct(self, node: Node, expected: Tensor) -> None:
+        """Run on to ``node`` and correct its bias until the mean of its outputs is ``expected``, [channels]."""
+        end = self._positions[node.name] + 1
+        after = _live(self._source, end)
+        advance = self._bytes(after) <= self._limit
+        outputs = (node.name, *after) if advance else (node.name,)
+        segment = Graph(self._live, self._source.nodes[self._start : end], outputs, (), self._source.shapes)
+        module = build_module(segment, self.parameters, self._edges)
+        axis, rank = _channel_axis(self._source, node), len(self._source.shapes[node.name])
+        mean = ChannelMean(axis)
         with torch.inference_mode():
-            for position, state in enumerate(states):
-                found = module(*state)
-                mean(found[0])
+            for position, state in enumerate(self._states):
+                output, *kept = module(*state)
+                mean(output)
                 if advance:
-                    states[position] = found
-        shift = means[layer.name].mean - mean.mean
-        corrected[bias] = (parameters[bias].double() + shift).float()
+                    self._states[position] = kept
+        name = node.arguments[2].name
+        before = self.parameters[name]
+        self.parameters[name] = (before.double() + expected - mean.mean).float()
         if advance:
-            kept = [outputs.index(name) for name in after]
-            moved = (corrected[bias] - parameters[bias]).reshape(-1, *[1] * (states[0][0].ndim - 1 - axis))
-            for position, found in enumerate(states):
-                moved_first = (found[0] + moved, *found[1:])
-                states[position] = tuple(moved_first[index] for index in kept)
-            start, live = end, after
-        parameters[bias] = corrected[bias]
-    return corrected
+            self._start, self._live = end, after
+            self._shift(after.index(node.name), (self.parameters[name] - before).reshape(-1, *[1] * (rank - 1 - axis)))
+
+    def _shift(self, index: int, shift: Tensor) -> None:
+        """Add to a live value what a changed bias would have added: cheaper than running the layer again."""
+        for state in self._states:
+            state[index] = state[index] + shift
+
+    def _bytes(self, values: Sequence[str]) -> int:
+        shapes = [self._source.shapes[value] for value in values]
+        return 4 * self._samples * sum(torch.Size(shape[1:]).numel() for shape in shapes if shape)
 
 
 class _LayerError:
@@ -145,10 +169,3 @@ def _live(source: Graph, position: int) -> tuple[str, ...]:
     for node in source.nodes[position:]:
         needed |= {reference.name for reference in references((node.arguments, tuple(node.keywords.values())))}
     return tuple(name for name in made if name in needed)
-
-
-def _bytes(source: Graph, values: Sequence[str], states: Sequence[Sequence[Tensor]]) -> int:
-    """Return what ``values`` take for all samples, whose number the first of each state tells."""
-    samples = sum(state[0].shape[0] for state in states)
-    sizes = [torch.Size(source.shapes[value][1:]).numel() for value in values if source.shapes.get(value)]
-    return 4 * samples * sum(sizes)
