@@ -68,7 +68,7 @@ def equalize(graph: FloatGraph, quantized: Sequence[str], batches: Sequence[Batc
         require_finite(value, seen)
     parameters = dict(graph.parameters)
     for group in found:
-        factors = _factors(graph, parameters, group, {v: statistics[v] for v in group.axis}, quantized)
+        factors = _factors(parameters, group, {v: statistics[v] for v in group.axis}, quantized)
         for node in group.producers:
             parameters |= _scaled_outputs(node, parameters, factors)
         for node in group.consumers:
@@ -170,7 +170,7 @@ def _scaled_alike(source: Graph, node: Node, axis: int) -> list[str] | None:
         return None
     if node.operator == "aten.mean.dim":
         rank = len(source.shapes[data.name])
-        if any(dimension % rank <= axis for dimension in node.arguments[1]):
+        if any(dimension % rank <= axis for dimension in node.arguments[1] or range(rank)):
             return None
     elif node.operator in _POOLINGS and axis != 1:
         return None
@@ -184,37 +184,34 @@ def _limits(node: Node) -> tuple[float | None, float]:
 
 
 def _factors(
-    graph: FloatGraph,
-    parameters: dict[str, Tensor],
-    group: Group,
-    statistics: dict[str, _Channels],
-    quantized: Sequence[str],
+    parameters: dict[str, Tensor], group: Group, statistics: dict[str, _Channels], quantized: Sequence[str]
 ) -> Tensor:
-    """Return float64 [channels]: what to multiply each channel of the group by."""
-    ranged = [statistics[value] for value in group.axis if value in quantized]
-    extents = torch.stack([torch.maximum(-entry.low, entry.high) for entry in ranged]).double()
-    extent = extents.amax(0)
-    alive = extent > 0
-    ceiling = torch.full_like(extent, float("inf"))
-    for value, limit in group.ceilings.items():
-        room = limit / (statistics[value].high.double().clamp(min=0) * HEADROOM)
-        ceiling = torch.minimum(ceiling, torch.where(room > 1, room, 0))
-    pinned = (ceiling == 0) | ~alive
-    if pinned.all():
+    """Return float64 [channels]: what to multiply each channel of the group by.
+
+    Channels quieter than the loudest over ``HEADROOM`` are raised to that, all to the same power of the full way; the
+    power is the one that adds least noise.
+    """
+    read = [statistics[value] for value in group.axis if value in quantized]
+    extent = torch.stack([torch.maximum(-entry.low, entry.high) for entry in read]).amax(0).double()
+    room = _room(group, statistics)
+    movable = (room > 1) & (extent > 0)
+    if not movable.any():
         return torch.ones_like(extent)
-    loudest = torch.where(pinned & ~alive, 0, extent).max()
-    best, least = torch.ones_like(extent), float("inf")
-    for strength in _STRENGTHS:
-        wanted = (loudest / (HEADROOM * extent).clamp(min=loudest / _LARGEST_FACTOR)).clamp(min=1) ** strength
-        factors = torch.where(pinned, 1.0, torch.minimum(wanted, ceiling))
-        noise = _noise(parameters, group, ranged, factors)
-        if noise < least:
-            best, least = factors, noise
-    return best
+    full = (extent.max() / (HEADROOM * extent)).clamp(min=1, max=_LARGEST_FACTOR)
+    candidates = [torch.where(movable, torch.minimum(full**strength, room), 1.0) for strength in _STRENGTHS]
+    return min(candidates, key=lambda factors: _noise(parameters, group, read, factors))
+
+
+def _room(group: Group, statistics: dict[str, _Channels]) -> Tensor:
+    """Return float64 [channels]: how far each may be scaled up below all ceilings, with headroom."""
+    rooms = [torch.full_like(next(iter(statistics.values())).low.double(), float("inf"))]
+    for value, ceiling in group.ceilings.items():
+        rooms.append(ceiling / (HEADROOM * statistics[value].high.double().clamp(min=0)))
+    return torch.stack(rooms).amin(0)
 
 
 def _noise(parameters: dict[str, Tensor], group: Group, ranged: list[_Channels], factors: Tensor) -> float:
-    """Return the variance that rounding adds to the outputs of the group's consumers, in steps of uniform noise.
+    """Return what rounding to 8 bits adds to the variance of the outputs of the group's consumers, times 12.
 
     An activation step enters through every weight of its channel; a weight's step is that of its row, whose largest
     entry is now divided by the factor, and enters with the power of its channel.

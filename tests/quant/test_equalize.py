@@ -166,18 +166,7 @@ def test_a_grouped_convolution_divides_the_inputs_of_each_group(batches):
         lambda m, x: m.last(m.first(x).mean(1, keepdim=True).expand(-1, 3, -1, -1)),
         lambda m, x: m.last(torch.cat([m.first(x)])),
     ],
-    ids=[
-        "sigmoid",
-        "concatenation",
-        "read_elsewhere",
-        "output",
-        "hardtanh",
-        "shared",
-        "input",
-        "constant",
-        "mean",
-        "tuple",
-    ],
+    ids=["sigmoid", "cat", "read_elsewhere", "output", "hardtanh", "shared", "input", "constant", "mean", "tuple"],
 )
 def test_what_does_not_commute_with_a_scale_is_left(function, batches):
     graph = captured(Wrapped(function, first=convolution(3, 3), last=convolution(3, 2)), 3, 6, 6)
