@@ -45,12 +45,12 @@ def output_means(graph, parameters, batches, edges=None):
             "conv_transpose2d",
         ):
             axis = 1 if len(source.shapes[node.name]) == 4 else -1
-            means[node.name] = (ChannelMean(axis), node)
+            means[node.name] = ChannelMean(axis)
     for batch in batches:
         values = Recorder(module).run_all(*batch)
-        for name, (mean, _) in means.items():
+        for name, mean in means.items():
             mean(values[name])
-    return {name: mean.mean for name, (mean, _) in means.items()}
+    return {name: mean.mean for name, mean in means.items()}
 
 
 class Recorder(torch.fx.Interpreter):
