@@ -7,18 +7,45 @@ follow Nagel et al., "A White Paper on Neural Network Quantization", 2021 (arXiv
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from quant.bias import correct_fast, correct_full
 from quant.calibrate import Batch, observe_ranges
+from quant.equalize import equalize
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
 from quant.methods.rtn import round_weights
 from quant.nodes import QUANTIZABLE, RESIDUAL, Graph, Node, Value
 from quant.scheme import Scheme
 from quant.tensor import QuantizedTensor, scale_and_zero_point
 
-METHODS = {"static": {"family": "static", "bits": ("int8",), "core": ("int8",), "calibrates": True}}
+METHODS = {
+    "static": {"family": "static", "bits": ("int8",), "core": ("int8",), "calibrates": True},
+    "static_plain": {
+        "family": "static",
+        "bits": ("int8",),
+        "calibrates": True,
+        "settings": {"equalization": False, "correction": "none"},
+    },
+    "static_equalized": {
+        "family": "static",
+        "bits": ("int8",),
+        "calibrates": True,
+        "settings": {"correction": "none"},
+    },
+    "static_fast": {"family": "static", "bits": ("int8",), "calibrates": True, "settings": {"correction": "fast"}},
+    "static_percentile": {
+        "family": "static",
+        "bits": ("int8",),
+        "calibrates": True,
+        "settings": {"ranges": "percentile"},
+    },
+    "static_mse": {"family": "static", "bits": ("int8",), "calibrates": True, "settings": {"ranges": "mse"}},
+    "static_entropy": {"family": "static", "bits": ("int8",), "calibrates": True, "settings": {"ranges": "entropy"}},
+}
 
 _POOLING = {"aten.mean.dim", "aten.adaptive_avg_pool2d.default", "aten.avg_pool2d.default"}
 _KEEPS_INTEGERS = {
@@ -33,18 +60,41 @@ _KEEPS_INTEGERS = {
 """Operators that a runtime can apply to codes, or fold into the operator before them."""
 
 
-def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
-    """Return ``graph`` in W8A8 with per-tensor activation ranges from the extremes seen in calibration."""
-    weights = round_weights(graph, scheme)
-    edges = quantized_edges(graph, weights)
+def quantize(
+    graph: FloatGraph,
+    scheme: Scheme,
+    calibration: Sequence[Batch] = (),
+    ranges: str = "minmax",
+    equalization: bool = True,
+    correction: Literal["none", "fast", "full"] = "full",
+) -> QuantizedModel:
+    """Return ``graph`` in W8A8 with per-tensor activation ranges from calibration.
+
+    Args:
+        ranges: the calibrator that chooses the ranges, one of :data:`quant.calibrate.CALIBRATORS`.
+        equalization: scale the channels of activations to each other's range first, :mod:`quant.equalize`.
+        correction: how biases take out the mean error, :mod:`quant.bias`.
+
+    Raises:
+        ValueError: there is no calibration data, or a value or a weight holds NaN or infinity.
+    """
+    edges = quantized_edges(graph, list(graph.quantizable()))
     values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
-    ranges = observe_ranges(graph, sorted(set(values.values())), calibration)
+    names = sorted(set(values.values()))
+    prepared = equalize(graph, names, calibration) if equalization else graph
+    weights = round_weights(prepared, scheme)
     quantizers = {}
-    for value, (low, high) in ranges.items():
+    for value, (low, high) in observe_ranges(prepared, names, calibration, ranges, scheme.activations).items():
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), scheme.activations)
         quantizers[value] = ActivationQuantizer("static", scheme.activations, scale, zero_point)
     activations = {edge: quantizers[value] for edge, value in values.items()}
-    return QuantizedModel(graph, scheme, weights, _rounded_biases(graph, weights, activations), activations)
+    if correction != "none":
+        correct = correct_full if correction == "full" else correct_fast
+        biases = correct(prepared, weights, activations, calibration)
+        prepared = replace(prepared, parameters={**prepared.parameters, **biases})
+    floats = {name: value for name, value in prepared.parameters.items() if value is not graph.parameters[name]}
+    floats = {name: value for name, value in floats.items() if name not in weights}
+    return QuantizedModel(graph, scheme, weights, floats | _rounded_biases(prepared, weights, activations), activations)
 
 
 def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
