@@ -44,7 +44,7 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), scheme.activations)
         quantizers[value] = ActivationQuantizer("static", scheme.activations, scale, zero_point)
     activations = {edge: quantizers[value] for edge, value in values.items()}
-    return QuantizedModel(graph, scheme, weights, _rounded_biases(graph, weights, activations), activations)
+    return QuantizedModel(graph, scheme, weights, rounded_biases(graph, weights, activations), activations)
 
 
 def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
@@ -61,7 +61,7 @@ def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
     return edges
 
 
-def _rounded_biases(
+def rounded_biases(
     graph: FloatGraph, weights: dict[str, QuantizedTensor], activations: dict[Edge, ActivationQuantizer]
 ) -> dict[str, Tensor]:
     """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""
