@@ -36,12 +36,14 @@ class InputSample:
     """What calibration saw of a value with n rows of c channels.
 
     low, high  float32 [c], the extremes of every channel over all rows
-    rows       float32 [at most about 512, c], rows taken at random
+    mean       float32 [c], of all rows
+    rows       float32 [about 512 at most, c], rows taken at random
     moments    second moments over all rows
     """
 
     low: Tensor
     high: Tensor
+    mean: Tensor
     rows: Tensor
     moments: Moments
 
@@ -99,19 +101,20 @@ class _Sampler:
         self.lows: list[Tensor] = []
         self.highs: list[Tensor] = []
         self.rows: list[Tensor] = []
+        self.total = torch.zeros(())
 
     def __call__(self, values: Tensor) -> Tensor:
         rows = values.reshape(-1, values.shape[-1])
         self.moments.add(rows)
         self.lows.append(rows.amin(0))
         self.highs.append(rows.amax(0))
+        self.total = self.total + rows.sum(0)
         self.rows.append(rows[torch.randperm(len(rows), generator=self.generator)[: self.at_once]])
         return values
 
     def sample(self) -> InputSample:
-        return InputSample(
-            torch.stack(self.lows).amin(0), torch.stack(self.highs).amax(0), torch.cat(self.rows), self.moments
-        )
+        low, high = torch.stack(self.lows).amin(0), torch.stack(self.highs).amax(0)
+        return InputSample(low, high, self.total / self.moments.count, torch.cat(self.rows), self.moments)
 
 
 def _union(groups: Sequence[Group]) -> Group:

@@ -7,7 +7,7 @@ feed-forward layers; with norms after the residual sums, only what attention pas
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +47,8 @@ _MIXES = {"aten.scaled_dot_product_attention.default": 2, "aten.matmul.default":
 """Operators that add up rows of the argument at this position, each channel on its own."""
 _PRODUCTS = {"aten.mul.Tensor": (0, 1), "aten.div.Tensor": (0,)}
 _READS_SIZES = {"aten.sym_size.int"}
+_WORTH = 0.9
+"""A scale that costs a multiplication at run time must leave at most this share of the squared error."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ def find_fold(graph: FloatGraph, group: Group) -> Fold | None:
         return None
     vectors = (name for node, _ in made if node.operator != "aten.linear.default" for name in _made_with(node))
     return Fold(parameters, channels) if all(graph.parameters[name].ndim == 1 for name in vectors) else None
+
+
+def choose_scale(
+    graph: FloatGraph, group: Group, candidates: Sequence[Tensor], error: Callable[[Tensor], float]
+) -> Tensor | None:
+    """Return the input scale (float32 [c]) of least ``error``, or None if none is worth what it costs at run time."""
+    allowed = error(torch.ones_like(candidates[0])) * (1 if find_fold(graph, group) else _WORTH)
+    errors = [error(scale) for scale in candidates]
+    return candidates[errors.index(min(errors))] if min(errors) < allowed else None
 
 
 class _Source:

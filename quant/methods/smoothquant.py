@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quant.calibrate import Batch, observe_ranges
 from quant.channels import Group, InputSample, linear_groups, sample_inputs
-from quant.folding import Scaled, find_fold, scale_inputs
+from quant.folding import Scaled, choose_scale, scale_inputs
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
 from quant.layers import layer_of, weight_formats
 from quant.methods.gptq import solve_layer
@@ -42,8 +42,6 @@ _STRENGTHS = (1.0, 0.9, 0.8, 0.7, 0.6)
 _FLOORS = (0.0, 0.06, 0.12, 0.25)
 _SMALLEST = 1e-5
 """Channels smaller than this share of the largest are scaled like one of this size."""
-_WORTH = 0.8
-"""A scale that costs a multiplication must leave at most this share of the squared error."""
 
 
 def quantize(
@@ -98,11 +96,10 @@ def _search(
     for group, sample in steps(list(samples.items()), "group"):
         weight = torch.cat([graph.parameters[name] for name in group.parameters]).float()
         error = _Error(weight, sample, formats[group.parameters[0]][0], scheme.activations, scheme.family)
-        allowed = error(torch.ones_like(sample.low)) * (1.0 if find_fold(graph, group) else _WORTH)
         candidates = [smoothing(weight, sample, strength, floor) for strength in _STRENGTHS for floor in _FLOORS]
-        errors = [error(scale) for scale in candidates]
-        if min(errors) < allowed:
-            found[group] = candidates[errors.index(min(errors))]
+        scale = choose_scale(graph, group, candidates, error)
+        if scale is not None:
+            found[group] = scale
     return found
 
 
