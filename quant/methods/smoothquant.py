@@ -66,7 +66,7 @@ def quantize(
         recipe["left_float"] = most_sensitive(whole, calibration, left_float)
         restored = {name: _unscaled(scaled, name) for name in recipe["left_float"]}
         weights = {name: weight for name, weight in weights.items() if name not in restored}
-        activations = {edge: activations[edge] for edge in quantized_edges(graph, weights)}
+        activations = {edge: activations[edge] for edge in quantized_edges(graph, weights) if edge in activations}
     floats = {name: scaled.graph.parameters[name] for name in scaled.changed if name not in weights} | restored
     if scheme.family == "static":
         floats |= rounded_biases(scaled.graph, weights, activations)
@@ -187,8 +187,8 @@ def _activations(
 def _other_activations(
     graph: FloatGraph, scheme: Scheme, weights: Collection[str], known: Collection[Edge], batches: Sequence[Batch]
 ) -> dict[Edge, ActivationQuantizer]:
-    """Return the quantizers of all other edges that ``static`` quantizes: those of convolutions, and between them."""
-    edges = [edge for edge in quantized_edges(graph, weights) if edge not in known]
+    """Return the quantizers of all other edges of ``forward`` that ``static`` quantizes: of and between convolutions."""
+    edges = [edge for edge in quantized_edges(graph, weights) if edge[0] == "forward" and edge not in known]
     values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
     ranges = observe_ranges(graph, sorted(set(values.values())), batches) if edges else {}
     quantizers = {}
