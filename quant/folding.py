@@ -121,8 +121,16 @@ def find_fold(graph: FloatGraph, group: Group) -> Fold | None:
     channels = made[0][1]
     if any(not torch.equal(channels, other) for _, other in made) or len(channels.unique()) < len(channels):
         return None
-    vectors = (name for node, _ in made if node.operator != "aten.linear.default" for name in _made_with(node))
-    return Fold(parameters, channels) if all(graph.parameters[name].ndim == 1 for name in vectors) else None
+    fits = all(_fits(graph, name, node) for (name, _), (node, _) in zip(group.values, made, strict=True))
+    return Fold(parameters, channels) if fits else None
+
+
+def _fits(graph: FloatGraph, graph_name: str, node: Node) -> bool:
+    """Whether the parameters of ``node`` hold one entry, or one row of a linear layer, for each channel it makes."""
+    width = graph.graphs[graph_name].shapes[node.name][-1]
+    shapes = [graph.parameters[name].shape for name in _made_with(node)]
+    rank = 2 if node.operator == "aten.linear.default" else 1
+    return all(shape[:1] == (width,) and len(shape) <= rank for shape in shapes)
 
 
 def choose_scale(

@@ -29,7 +29,6 @@ METHODS = {
     "awq": {
         "family": "weight_only",
         "bits": ("int8", "int6", "int5", "int4", "int3", "int2"),
-        "core": ("int4",),
         "calibrates": True,
     }
 }
@@ -49,7 +48,7 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
     formats = weight_formats(graph, scheme)
     samples = sample_inputs(graph, linear_groups(graph, formats), calibration)
     scales = {}
-    for group, sample in steps(list(samples.items()), "group"):
+    for group, sample in steps(list(samples.items()), "scale"):
         weight = torch.cat([graph.parameters[name] for name in group.parameters]).float()
         scale = choose_scale(graph, group, candidates(sample), _Error(weight, sample, *formats[group.parameters[0]]))
         if scale is not None:

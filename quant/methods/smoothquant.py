@@ -28,7 +28,7 @@ from quant.tensor import QuantizedTensor, scale_and_zero_point
 from quant.tensor import quantize as quantize_tensor
 
 METHODS = {
-    "smoothquant": {"family": "static", "bits": ("int8",), "core": ("int8",), "calibrates": True},
+    "smoothquant": {"family": "static", "bits": ("int8",), "calibrates": True},
     "smoothquant_dynamic": {"family": "dynamic", "bits": ("int8",), "calibrates": True},
     "smoothquant_outliers": {
         "family": "static",
@@ -93,7 +93,7 @@ def _search(
 ) -> dict[Group, Tensor]:
     """Return the input scales (float32 [c]) of the groups that are better off with one."""
     found = {}
-    for group, sample in steps(list(samples.items()), "group"):
+    for group, sample in steps(list(samples.items()), "scale"):
         weight = torch.cat([graph.parameters[name] for name in group.parameters]).float()
         error = _Error(weight, sample, formats[group.parameters[0]][0], scheme.activations, scheme.family)
         candidates = [smoothing(weight, sample, strength, floor) for strength in _STRENGTHS for floor in _FLOORS]
@@ -164,7 +164,7 @@ def _weights(
 ) -> dict[str, QuantizedTensor]:
     """Return all quantized weights of the scaled ``graph``: compensated where calibration comes by, else rounded."""
     found = {}
-    for group, sample in steps(list(samples.items()), "layers"):
+    for group, sample in steps(list(samples.items()), "group"):
         moments = sample.scaled_moments(scales[group]) if group in scales else sample.moments
         for name in group.parameters:
             found[name] = solve_layer(layer_of(graph, name), graph.parameters[name], moments, *formats[name])
@@ -187,7 +187,7 @@ def _activations(
 def _other_activations(
     graph: FloatGraph, scheme: Scheme, weights: Collection[str], known: Collection[Edge], batches: Sequence[Batch]
 ) -> dict[Edge, ActivationQuantizer]:
-    """Return the quantizers of all other edges of ``forward`` that ``static`` quantizes: of and between convolutions."""
+    """Return quantizers for what else ``static`` quantizes in ``forward``: inputs of convolutions, sums, poolings."""
     edges = [edge for edge in quantized_edges(graph, weights) if edge[0] == "forward" and edge not in known]
     values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
     ranges = observe_ranges(graph, sorted(set(values.values())), batches) if edges else {}

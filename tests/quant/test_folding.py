@@ -21,6 +21,15 @@ class Chain(nn.Module):
         return self.last(self.between(self.first(values), values))
 
 
+class Factor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, values):
+        return values * self.factor
+
+
 def captured(module, shape=(2, 5, 12)):
     torch.manual_seed(0)
     for parameter in module.parameters():
@@ -63,6 +72,8 @@ REFUSALS = {
     "tokens and channels exchanged": (nn.LayerNorm(12), lambda x, values: x.transpose(1, 2).reshape(2, 5, 12)),
     "sum over channels": (nn.LayerNorm(12), lambda x, values: x.transpose(1, 2).matmul(x)),
     "norm without weight": (nn.LayerNorm(12, elementwise_affine=False), lambda x, values: x),
+    "one factor for all channels": (Factor(), lambda x, values: x),
+    "norm over two axes": (nn.LayerNorm((5, 12)), lambda x, values: x),
     "sum": (nn.LayerNorm(12), lambda x, values: x + values),
 }
 

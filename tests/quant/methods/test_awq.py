@@ -78,9 +78,9 @@ def test_the_bias_takes_up_the_mean_error(graph, inputs):
 
 
 def test_a_transformer_gets_better_and_multiplies_only_where_it_must(transformer_graph, transformer_inputs):
-    errors = [error(transformer_graph, name, "int4", transformer_inputs) for name in ("awq", "mse", "rtn")]
+    errors = [error(transformer_graph, name, "int4_g16", transformer_inputs) for name in ("awq", "mse", "rtn")]
     assert errors == sorted(errors)
-    quantized = quant.quantize(transformer_graph, "awq", "int4", [(transformer_inputs,)])
+    quantized = quant.quantize(transformer_graph, "awq", "int4_g16", [(transformer_inputs,)])
     scaled = {quantized.graph.node(edge).arguments[1].name for edge in quantized.activations}
     assert "late_up.weight" in scaled
     assert not scaled & {"up.weight", "attention.query.weight", "attention.output.weight"}

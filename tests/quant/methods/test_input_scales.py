@@ -25,10 +25,14 @@ def test_backends_agree_with_simulate(quantized_models, transformer_graph, trans
     if target(backend).missing():
         pytest.skip(f"{backend} is not installed")
     runtime, values = target(backend).load(), transformer_inputs[:2, :6]
-    for name in ("template", "smoothquant", "awq"):
+    models = dict(quantized_models)
+    if "int8" in target(backend).constant("EXECUTES").get("dynamic", ()):
+        scheme = parse("int8", "dynamic", target(backend).constant("DYNAMIC_GRANULARITY", "token"))
+        models["dynamic"] = smoothquant.quantize(transformer_graph, scheme, [(transformer_inputs,)])
+    for name in ("template", *models):
         (tmp_path / name).mkdir()
     runtime.template(transformer_graph, tmp_path / "template", "float32")
-    for method, quantized in quantized_models.items():
+    for method, quantized in models.items():
         assert any(quantizer.input_scale is not None for quantizer in quantized.activations.values())
         runtime.compile(quantized, tmp_path / "template", tmp_path / method)
         found = runtime.load(tmp_path / method, 1, target(backend).device)(values.numpy())[0]
