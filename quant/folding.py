@@ -48,7 +48,10 @@ _MIXES = {"aten.scaled_dot_product_attention.default": 2, "aten.matmul.default":
 _PRODUCTS = {"aten.mul.Tensor": (0, 1), "aten.div.Tensor": (0,)}
 _READS_SIZES = {"aten.sym_size.int"}
 _WORTH = 0.9
-"""A scale that costs a multiplication at run time must leave at most this share of the squared error."""
+"""A scale that costs a multiplication at run time must leave at most this share of the squared error.
+
+AWQ of MiniLM to 4 bits: output error .210 with folded scales alone, .198 with 15 multiplications, .197 with all 18.
+"""
 
 
 @dataclass(frozen=True)
