@@ -94,7 +94,7 @@ def quantize(
         prepared = replace(prepared, parameters={**prepared.parameters, **biases})
     floats = {name: value for name, value in prepared.parameters.items() if value is not graph.parameters[name]}
     floats = {name: value for name, value in floats.items() if name not in weights}
-    return QuantizedModel(graph, scheme, weights, floats | _rounded_biases(prepared, weights, activations), activations)
+    return QuantizedModel(graph, scheme, weights, floats | rounded_biases(prepared, weights, activations), activations)
 
 
 def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
@@ -111,7 +111,7 @@ def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
     return edges
 
 
-def _rounded_biases(
+def rounded_biases(
     graph: FloatGraph, weights: dict[str, QuantizedTensor], activations: dict[Edge, ActivationQuantizer]
 ) -> dict[str, Tensor]:
     """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""

@@ -71,3 +71,55 @@ def tied_module() -> nn.Module:
 @pytest.fixture(scope="session")
 def tied_graph(tied_module):
     return quant.capture(tied_module, (torch.randint(0, 40, (2, 7)),), ({0: "batch", 1: "sequence"},))
+
+
+class Attention(nn.Module):
+    """Self-attention with two heads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        def by_head(projected: torch.Tensor) -> torch.Tensor:
+            return projected.view(*projected.shape[:2], 2, -1).transpose(1, 2)
+
+        query, key, value = (by_head(project(hidden)) for project in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.output(mixed.transpose(1, 2).reshape(hidden.shape))
+
+
+class Transformer(nn.Module):
+    """A layer with its norms before attention and feed-forward, then one with its norms after the residual sums."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.attention, self.late_attention = Attention(width), Attention(width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.up, self.late_up = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.down, self.late_down = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + self.attention(self.norms[0](hidden))
+        hidden = hidden + self.down(nn.functional.gelu(self.up(self.norms[1](hidden))))
+        hidden = self.norms[2](hidden + self.late_attention(hidden))
+        return self.norms[3](hidden + self.late_down(nn.functional.gelu(self.late_up(hidden))))
+
+
+@pytest.fixture(scope="session")
+def transformer_graph():
+    """Two layers in which some channels are far larger than others, as in trained transformers."""
+    torch.manual_seed(2)
+    module = Transformer().eval()
+    for norm in module.norms:
+        nn.init.uniform_(norm.weight, 0.2, 1)
+        nn.init.normal_(norm.bias, std=0.1)
+        with torch.no_grad():
+            norm.weight[5], norm.weight[40] = 12, 6
+    return quant.capture(module, (torch.randn(2, 6, 64),), ({0: "batch", 1: "sequence"},))
+
+
+@pytest.fixture(scope="session")
+def transformer_inputs() -> torch.Tensor:
+    """Inputs of the transformer graph: 32 sequences of 8."""
+    return torch.randn(32, 8, 64, generator=torch.Generator().manual_seed(3))
