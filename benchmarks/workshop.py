@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.matrix import Case, models
+from benchmarks.matrix import Case
+from benchmarks.matrix import model as model_entry
 from fixtures.cache import Cache, Entry, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
 from quant.backends import Executable, Target
@@ -80,7 +81,7 @@ class Workshop:
     def model(self, name: str) -> Model:
         """Return the zoo's description of a model; it loads no weights."""
         if name not in self._models:
-            self._models[name] = models()[name].load().load(self.settings.data)
+            self._models[name] = model_entry(name).load().load(self.settings.data)
         return self._models[name]
 
     def calibration(self, name: str) -> Samples:
@@ -221,7 +222,7 @@ class Workshop:
         module = model.build()
         key = {
             "weights": _state_digest(module),
-            "source": source_digest(f"fixtures.zoo.{name}", "quant.tracing", "quant.storage"),
+            "source": source_digest(model_entry(name).module, "quant.tracing", "quant.storage"),
             "torch": torch.__version__,
         }
 
