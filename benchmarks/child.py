@@ -1,8 +1,8 @@
 """The process that quantizes once, on one thread of one core, and tells its parent what that cost.
 
 It reads a :class:`Job` from its standard input and answers on its standard output, one JSON object a line: ``ready``
-when everything is loaded, ``progress`` at work, then the ``cost``; if outputs are wanted, ``done`` when they are saved.
-Whatever a library prints goes to the standard error.
+when everything is loaded; once told to go on, ``progress`` at work and then the ``cost``; and ``done`` when the outputs
+that were asked for are saved. Whatever a library prints goes to the standard error.
 """
 
 import importlib
@@ -47,8 +47,6 @@ class Job:
     graph        the folder of its float graph
     calibration  a file of inputs
     linear_only  whether weights of linear layers alone are quantized
-    evaluation   a file of inputs whose outputs are wanted, or None
-    outputs      where to save those, float32 [n, ...]
     """
 
     library: str | None
@@ -59,8 +57,6 @@ class Job:
     graph: str
     calibration: str
     linear_only: bool = False
-    evaluation: str | None = None
-    outputs: str | None = None
 
 
 class LinearOnly(FloatGraph):
@@ -117,7 +113,7 @@ def main() -> None:
 
 
 def serve(requests: TextIO, channel: TextIO) -> None:
-    """Do the job that ``requests`` begins with, waiting for another line before each step."""
+    """Do the job that ``requests`` begins with, waiting for another line before it starts; then save outputs."""
 
     def answer(**message: object) -> None:
         channel.write(json.dumps(message) + "\n")
@@ -129,9 +125,8 @@ def serve(requests: TextIO, channel: TextIO) -> None:
     requests.readline()
     cost, outputs = _measured(work)
     answer(cost=cost)
-    if job.evaluation:
-        requests.readline()
-        save_outputs(outputs, job)
+    for line in requests:
+        save_outputs(outputs, **json.loads(line))
         answer(done=True)
 
 
@@ -142,10 +137,11 @@ def batches_of(file: str) -> list[Batch]:
     return list(zip(*(values.split(BATCH) for values in inputs), strict=True))
 
 
-def save_outputs(outputs: Outputs, job: Job) -> None:
+def save_outputs(outputs: Outputs, inputs: str, file: str) -> None:
+    """Save float32 [n, ...], what the quantized model makes of the ``inputs`` in another file."""
     with torch.inference_mode():
-        parts = [np.asarray(outputs(*batch), dtype=np.float32) for batch in batches_of(job.evaluation)]
-    np.save(job.outputs, np.concatenate(parts))
+        parts = [np.asarray(outputs(*batch), dtype=np.float32) for batch in batches_of(inputs)]
+    np.save(file, np.concatenate(parts))
 
 
 def with_parameters(graph: FloatGraph, replaced: Callable[[], "dict[str, Tensor]"]) -> Outputs:

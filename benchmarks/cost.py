@@ -17,7 +17,6 @@ from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
     from benchmarks.child import Job
-    from fixtures.model import Samples
 
 _ROOT = Path(__file__).parents[1]
 _COMMAND = [sys.executable, "-c", "from benchmarks.child import main; main()"]
@@ -69,11 +68,13 @@ class Child:
         self._tell("quantize")
         return Cost(**self._hear("cost"))
 
-    def outputs(self) -> np.ndarray:
-        """Return float32 [n, ...]: what the quantized model makes of the evaluation inputs."""
-        self._tell("evaluate")
-        self._hear("done")
-        return np.load(self._job.outputs)
+    def outputs(self, inputs: Path) -> np.ndarray:
+        """Return float32 [n, ...]: what the quantized model makes of the inputs in a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "outputs.npy"
+            self._tell(json.dumps({"inputs": str(inputs), "file": str(file)}))
+            self._hear("done")
+            return np.load(file)
 
     def _tell(self, line: str) -> None:
         try:
@@ -96,12 +97,6 @@ class Child:
         said = [line.strip() for line in self._errors if line.strip()]
         last = said[-1] if said else f"it ended with status {status}"
         return QuantizerError(f"{self._job.method} could not quantize {self._job.model} to {self._job.bits}: {last}")
-
-
-def save_inputs(samples: "Samples", file: Path) -> str:
-    """Write the inputs of ``samples`` for a child, and return the file's name."""
-    np.savez(file, *samples.inputs)
-    return str(file)
 
 
 def _environment() -> dict[str, str]:

@@ -84,6 +84,10 @@ class Workshop:
             self._models[name] = model_entry(name).load().load(self.settings.data)
         return self._models[name]
 
+    def report(self, text: str) -> None:
+        """Say what a long step is doing."""
+        self._progress(text)
+
     def calibration(self, name: str) -> Samples:
         return self.model(name).calibration()
 
@@ -211,6 +215,14 @@ class Workshop:
 
         entry = self.cache.entry("reference", key, build)
         return Reference(np.load(entry.path / "outputs.npy"), samples.labels)
+
+    def inputs_file(self, samples: Samples) -> Path:
+        """Return the inputs of ``samples`` as a file, for another process to read."""
+
+        def build(folder: Path) -> None:
+            np.savez(folder / "inputs.npz", *samples.inputs)
+
+        return self.cache.entry("inputs", {"data": samples.digest}, build).path / "inputs.npz"
 
     def first_batch(self, samples: Samples) -> tuple[np.ndarray, ...]:
         """Return the inputs that are timed."""
