@@ -6,7 +6,6 @@ from typing import Literal
 from tabulate import tabulate
 
 from reports.record import Record, case_id
-from reports.tables import NULL
 
 Format = Literal["simple", "github"]
 
@@ -99,7 +98,8 @@ def _megabytes(cost: dict) -> str:
 
 
 def _multiple(cost: dict) -> str:
-    return f"{cost['peak_bytes'] / cost['float_bytes']:.2g}×" if cost["float_bytes"] else NULL
+    times = cost["peak_bytes"] / cost["float_bytes"]
+    return f"{times:.0f}×" if times >= 10 else f"{times:.1f}×"
 
 
 def _error(section: dict) -> str:

@@ -3,8 +3,8 @@
 A file starts with literal constants that are read without importing it:
 
     PACKAGES  importable module -> command that installs it
-    VARIANTS  what its case is called in ids -> {"bits": its word, "family": weight_only unless stated, and what else
-              the file wants to know}
+    VARIANTS  method word of its case -> {"bits": its word, "family": weight_only unless stated, and settings of the
+              file's own}
 
 and holds ``prepare(subject)``, which imports and converts, and returns the work to be timed; that returns what it made
 as a function from the model's inputs to its first output. It is called in a process of its own, ``benchmarks.child``.

@@ -1,31 +1,34 @@
-"""Intel Neural Compressor on PyTorch: rounding to nearest, GPTQ and AWQ of the linear layers."""
+"""Intel Neural Compressor on PyTorch: rounding to nearest, and GPTQ, of the linear layers."""
 
 from collections.abc import Callable
 
 import torch
-from neural_compressor.torch.quantization import GPTQConfig, RTNConfig, convert
-from neural_compressor.torch.quantization import prepare as observe
+from neural_compressor.torch import quantization
 
 from benchmarks.child import Outputs, Subject
 
-PACKAGES = {"neural_compressor": "pip install neural-compressor"}
+PACKAGES = {
+    "neural_compressor": "pip install 'neural-compressor[pt]'",
+    "prettytable": "pip install 'neural-compressor[pt]'",
+}
 VARIANTS = {
-    "neural_compressor_rtn": {"bits": "int4_g128"},
-    "neural_compressor_gptq": {"bits": "int4_g128"},
+    "neural_compressor_rtn": {"bits": "int4_g128", "config": "RTNConfig", "calibrates": False},
+    "neural_compressor_gptq": {"bits": "int4_g128", "config": "GPTQConfig", "calibrates": True},
 }
 
 
 def prepare(subject: Subject) -> Callable[[], Outputs]:
-    format, module = subject.scheme.linear, subject.module
-    config = {"rtn": RTNConfig, "gptq": GPTQConfig}[subject.job.method.rpartition("_")[2]](
-        bits=format.bits, use_sym=False, group_size=format.group_size, model_path=subject.job.graph
-    )
+    format, module, variant = subject.scheme.linear, subject.module, VARIANTS[subject.job.method]
+    settings = {"bits": format.bits, "group_size": format.group_size, "use_sym": False}
+    # GPTQ wants a folder that exists, though it reads it for models too large for memory alone.
+    config = getattr(quantization, variant["config"])(**settings, model_path=subject.job.graph)
 
     def work() -> Outputs:
-        observed = observe(module, config, inplace=False)
-        with torch.no_grad():
-            for batch in subject.calibration:
-                observed(*batch)
-        return convert(observed)
+        observed = quantization.prepare(module, config, inplace=False)
+        if variant["calibrates"]:
+            with torch.no_grad():
+                for batch in subject.calibration:
+                    observed(*batch)
+        return quantization.convert(observed)
 
     return work
