@@ -15,6 +15,7 @@ from quant.scheme import FLOAT_WORDS, INTEGER_WORDS
 
 ROOT = Path(__file__).parents[2]
 RUNTIMES = ("torch", "onnxruntime", "onnx", "onnx_ir", "mlx", "coremltools", "torchao", "sklearn", "scipy", "numpy")
+RUNTIMES += ("hqq", "nncf", "openvino", "neural_compressor", "auto_round", "transformers")
 CASES, UNSUPPORTED = matrix()
 CONVOLUTIONAL = {name for name, entry in models().items() if entry.constants["FAMILY"] == "convolutional"}
 
