@@ -20,8 +20,10 @@ VARIANTS = {
 def prepare(subject: Subject) -> Callable[[], Outputs]:
     format, module, variant = subject.scheme.linear, subject.module, VARIANTS[subject.job.method]
     settings = {"bits": format.bits, "group_size": format.group_size, "use_sym": False}
-    # GPTQ wants a folder that exists, though it reads it for models too large for memory alone.
-    config = getattr(quantization, variant["config"])(**settings, model_path=subject.job.graph)
+    config = getattr(quantization, variant["config"])(**settings)
+    if variant["calibrates"]:
+        # It wants a folder that exists, though it reads it for models too large for memory alone.
+        config.model_path = subject.job.graph
 
     def work() -> Outputs:
         observed = quantization.prepare(module, config, inplace=False)

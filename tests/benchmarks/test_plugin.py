@@ -19,7 +19,7 @@ from reports.record import read_run, unpack_outcomes, validate
 
 ROOT = Path(__file__).parents[2]
 PYTEST = [sys.executable, "-m", "pytest"]
-DIGITS_INT4 = "case(model='digits', bits='int4', backend='torch')"
+DIGITS_INT4 = "case(model='digits', bits='int4', backend='torch') and (case(method='rtn') or case(method='native'))"
 SAMPLES = 40
 
 # Progress is shown every ten seconds, which a test does not wait for.
@@ -166,7 +166,12 @@ def compared(suite, first):
     damaged = [file for file in suite.cache.glob("tables/**/tables.safetensors") if file.stat().st_size > 1000]
     for file in damaged:
         file.write_bytes(file.read_bytes()[:500])
-    selection = ["-k", "digits and torch and (fp32 or int4)", "--eval-samples", str(SAMPLES)]
+    selection = [
+        "-k",
+        "digits and torch and (fp32 or int4) and (float or rtn or native)",
+        "--eval-samples",
+        str(SAMPLES),
+    ]
     result = suite.run("-v", "-p", "talkative", "--benchmark-compare=0001", *selection)
     assert damaged
     assert result.status == 0, result.output
@@ -217,7 +222,14 @@ def test_every_case_shows_a_row_on_a_line_of_its_own_as_it_finishes(first, compa
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no pseudo-terminal")
 def test_on_a_terminal_rows_replace_the_progress_line(suite, first):
-    selection = ["-k", "digits and torch and (fp32 or int4)", "--time-budget", "0.05", "--eval-samples", str(SAMPLES)]
+    selection = [
+        "-k",
+        "digits and torch and (fp32 or int4) and (float or rtn or native)",
+        "--time-budget",
+        "0.05",
+        "--eval-samples",
+        str(SAMPLES),
+    ]
     screen = suite.run_on_terminal(*selection)
     section = next(i for i, line in enumerate(screen) if re.match(r"-+ benchmark", line))
     rows = [line for line in screen[:section] if " accuracy " in line]
