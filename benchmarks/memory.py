@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,8 +13,11 @@ _RESET_PEAK = "5"
 
 
 def start_peak() -> int:
-    """Return the bytes resident now; on Linux the peak is forgotten, so that it counts from here."""
-    if _RESET.exists():
+    """Return the bytes resident now; on Linux the peak is forgotten, so that it counts from here.
+
+    Where the peak cannot be forgotten, it stays that of loading while that is higher: growth is then at most as told.
+    """
+    with suppress(OSError):
         _RESET.write_text(_RESET_PEAK)
     return psutil.Process().memory_info().rss
 

@@ -225,7 +225,14 @@ def measurement(
 def pytest_runtest_call(item: pytest.Item) -> object:
     """Make the record once the body has passed, so that an invalid one fails its own test."""
     start = time.perf_counter()
-    result = yield
+    try:
+        result = yield
+    except RuntimeError as error:
+        from benchmarks.cost import QuantizerError
+
+        if isinstance(error, QuantizerError):
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+        raise
     measurement = getattr(item, "funcargs", {}).get("measurement")
     if measurement is not None:
         record = measurement.record()

@@ -547,6 +547,26 @@ def test_a_user_adds_a_figure_to_every_record(folder_of_a_user, suite, first):
     assert sum(line.startswith("digits-rtn-int4-torch") for line in result.table) == 1
 
 
+def test_a_quantizer_that_fails_in_its_process_fails_its_case_in_a_sentence(folder_of_a_user, suite):
+    folder_of_a_user.makepyfile(
+        test_broken="""
+        import pytest
+        from benchmarks.cost import QuantizerError
+
+        @pytest.mark.quantize
+        def test_broken(case, workshop):
+            raise QuantizerError(f"{case} could not be quantized: ValueError: it is broken.")
+        """
+    )
+    outcome, result = run_as_user(
+        folder_of_a_user, suite, "-m", "quantize", "-k", "test_broken and digits-rtn-int4-torch"
+    )
+    outcome.assert_outcomes(failed=1)
+    assert "digits-rtn-int4-torch could not be quantized: ValueError: it is broken." in result.lines
+    assert "raise QuantizerError" not in result.output
+    assert "Traceback" not in result.output
+
+
 def test_an_invalid_figure_fails_its_own_case_in_a_sentence(folder_of_a_user, suite, first):
     folder_of_a_user.makeconftest(
         """
