@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import MutableMapping
 
 PACKAGES = ("torch", "numpy", "onnxruntime", "onnx", "mlx", "coremltools", "torchao")
 ISA = ("avx2", "avx512f", "avx512vnni", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_fp16")
@@ -10,10 +11,10 @@ ARM_ISA = ("asimddp", "i8mm", "bf16", "sme")
 _VARYING = ("hz_actual", "hz_actual_friendly", "hz_advertised", "hz_advertised_friendly", "flags")
 
 
-def pin_threads(threads: int) -> None:
+def pin_threads(threads: int, variables: MutableMapping[str, str] = os.environ) -> None:
     """Set the thread counts that numerical libraries read when they are first imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
-        os.environ[name] = str(threads)
+        variables[name] = str(threads)
 
 
 def describe(machine_info: dict, threads: int) -> dict[str, object]:

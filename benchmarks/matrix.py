@@ -14,6 +14,8 @@ from quant.registry import Entry, find, missing, scan
 from quant.scheme import FLOAT_WORDS, Scheme, parse
 
 _ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
+_LAYERS = Path(__file__).parent / "layers"
+_QUANTIZERS_BACKEND = "torch"
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class Case:
     @property
     def core(self) -> bool:
         """Whether a run without any selection includes the case."""
-        return bool(models()[self.model].constants.get("CORE")) and self.bits in self.method_entry.core
+        return bool(model(self.model).constants.get("CORE")) and self.bits in self.method_entry.core
 
     def missing(self) -> str | None:
         """Return the command that installs what the case lacks here, or None."""
-        packages = {**self.target.constant("REQUIRES", {}), **models()[self.model].constants.get("PACKAGES", {})}
+        packages = {**self.target.constant("REQUIRES", {}), **model(self.model).constants.get("PACKAGES", {})}
         if self.method_entry.native:
             packages |= self.target.constant("NATIVE_REQUIRES", {})
         return missing(packages)
@@ -77,9 +79,14 @@ def models() -> dict[str, Entry]:
     return scan(_ZOO, "fixtures.zoo")
 
 
+def layers() -> dict[str, Entry]:
+    """Return the single layers on which quantizers are timed by name, without importing any."""
+    return scan(_LAYERS, "benchmarks.layers")
+
+
 def model(name: str) -> Entry:
-    """Return the model called ``name``; a ValueError names the nearest ones."""
-    return find(models(), name, "model")
+    """Return the model or layer called ``name``; a ValueError names the nearest ones."""
+    return find({**models(), **layers()}, name, "model")
 
 
 @cache
@@ -93,6 +100,27 @@ def matrix() -> tuple[tuple[Case, ...], tuple[Unsupported, ...]]:
         else:
             left_out.append(Unsupported(case, reason))
     return tuple(cases), tuple(left_out)
+
+
+@cache
+def quantizers() -> tuple[Case, ...]:
+    """Return what can be quantized into tables: a case for each model, method and bits, then those of single layers.
+
+    Tables know no runtime. Where their scheme does depend on one, in what is quantized at run time, it is torch's.
+    """
+    of_models = [case for case in matrix()[0] if case.backend == _QUANTIZERS_BACKEND and _has_tables(case.method_entry)]
+    of_layers = [
+        Case(name, entry.name, bits, _QUANTIZERS_BACKEND)
+        for name, layer in layers().items()
+        for bits in layer.constants["BITS"]
+        for entry in methods().values()
+        if _has_tables(entry) and entry.family == "weight_only" and bits.partition("_")[0] in entry.bits
+    ]
+    return (*of_models, *of_layers)
+
+
+def _has_tables(entry: Method) -> bool:
+    return not entry.native and entry.family != "float"
 
 
 def _combinations() -> Iterator[Case]:

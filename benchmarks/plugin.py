@@ -4,28 +4,40 @@ A test that takes ``case`` and ``workshop`` runs once for every combination of t
 ``pytest_quant_record`` into ``extra_info["quant"]`` of its benchmark, whether it ran here or in an xdist worker.
 """
 
+import re
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks import environment, hookspecs
-from benchmarks.matrix import Case, matrix
+from benchmarks.matrix import Case, matrix, quantizers
+from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
 from fixtures.options import count, seconds
-from reports.advice import advise
-from reports.record import Record, case_id, validate
-from reports.tables import delta_text, metric_text, speed_text, table
+from reports.costs import cost_text
+from reports.record import Record, case_id, record_name, validate
+from reports.summary import summary
+from reports.tables import delta_text, metric_text, speed_text
 
 if TYPE_CHECKING:
+    from benchmarks.costing import CostMeasurement
     from benchmarks.measurement import Measurement
+    from benchmarks.trials import Trials
     from benchmarks.workshop import Workshop
     from fixtures.cache import Cache
     from fixtures.model import Samples
 
 DEFAULT_SECONDS = 8.0
 """What a case is expected to take where no earlier run tells."""
+_CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
+    "inference": lambda: matrix()[0],
+    "quantize": quantizers,
+    "peer": peer_cases,
+}
+"""The cases of each kind. A kind other than inference runs only where its marker, or its file, is asked for."""
 _DURATIONS = "quant/seconds"
 _RECORDS = pytest.StashKey[dict[str, Record]]()
 _NOTES = pytest.StashKey[list[str]]()
@@ -73,7 +85,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_STARTED] = time.time()
     config.addinivalue_line("markers", "case(model, method, bits, backend): the axes of a benchmark case")
     config.addinivalue_line("markers", "core: runs without any selection")
-    config.addinivalue_line("markers", "full: every benchmark case")
+    config.addinivalue_line("markers", "full: every case of inference")
+    for kind, what in (("quantize", "times a quantizer"), ("peer", "tries another library's quantizer")):
+        config.addinivalue_line(
+            "markers", f"{kind}: {what}; such cases run only where this marker or the file is named"
+        )
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
@@ -86,12 +102,15 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"case", "workshop"} <= set(metafunc.fixturenames):
-        metafunc.parametrize("case", [_parameter(case) for case in matrix()[0]])
+        kind = _kind(metafunc.definition)
+        metafunc.parametrize("case", [_parameter(case, kind) for case in _CASES[kind]()])
 
 
-def _parameter(case: Case) -> pytest.param:
+def _parameter(case: Case | PeerCase, kind: str) -> pytest.param:
     axes = {"model": case.model, "method": case.method, "bits": case.bits, "backend": case.backend}
-    marks = [pytest.mark.case(**axes), pytest.mark.full, pytest.mark.benchmark(disable_gc=True)]
+    marks = [pytest.mark.case(**axes), pytest.mark.benchmark(disable_gc=True)]
+    if kind == "inference":
+        marks.append(pytest.mark.full)
     if case.core:
         marks.append(pytest.mark.core)
     missing = case.missing()
@@ -100,37 +119,57 @@ def _parameter(case: Case) -> pytest.param:
     return pytest.param(case, id=case.id, marks=marks)
 
 
+def _kind(item: pytest.Function) -> str:
+    """Return what is measured: the kind whose marker the test has, else inference."""
+    return next((kind for kind in _CASES if item.get_closest_marker(kind)), "inference")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without any selection only the core cases run."""
-    if config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args):
-        return
-    dropped = [item for item in items if item.get_closest_marker("full") and not item.get_closest_marker("core")]
+    """Without any selection only the core cases run; other kinds than inference only where they are asked for."""
+    selected = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
+    cases = [item for item in items if item.get_closest_marker("case")]
+    kept = [item for item in cases if _is_asked_for(item) and (selected or item.get_closest_marker("core"))]
+    dropped = set(cases) - set(kept)
     if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in set(dropped)]
+        config.hook.pytest_deselected(items=[item for item in cases if item in dropped])
+        items[:] = [item for item in items if item not in dropped]
+
+
+def _is_asked_for(item: pytest.Item) -> bool:
+    kind = _kind(item)
+    if kind == "inference" or kind in re.findall(r"\w+", item.config.option.markexpr):
+        return True
+    invoked_in = item.config.invocation_params.dir
+    return item.path in [invoked_in / argument.partition("::")[0] for argument in item.config.args]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("case"):
-            _plan(item.config)["deselected"].append(item.callspec.id)
+            _plan(item.config)["deselected"].append(_name(item))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    planned = [item.callspec.id for item in session.items if item.get_closest_marker("case")]
+    planned = [_name(item) for item in session.items if item.get_closest_marker("case")]
     _plan(session.config)["planned"] += planned
 
 
+def _name(item: pytest.Item) -> str:
+    """Return the id of a case, preceded by its kind if that is not inference."""
+    kind = _kind(item)
+    return item.callspec.id if kind == "inference" else f"{kind}:{item.callspec.id}"
+
+
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    cases = [item.callspec.params["case"] for item in items if item.get_closest_marker("case")]
-    if not cases:
+    items = [item for item in items if item.get_closest_marker("case")]
+    if not items:
         return None
     known = config.cache.get(_DURATIONS, {}) if hasattr(config, "cache") else {}
-    expected = sum(known.get(case.id, DEFAULT_SECONDS) for case in cases)
-    models = sorted({case.model for case in cases})
+    expected = sum(known.get(_name(item), DEFAULT_SECONDS) for item in items)
+    models = sorted({item.callspec.params["case"].model for item in items})
     return (
-        f"{len(cases)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min. "
+        f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min. "
         "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
     )
 
@@ -147,6 +186,14 @@ def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
     return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
 
 
+@pytest.fixture(scope="session")
+def trials(workshop: "Workshop") -> "Trials":
+    """Tries quantizers in processes of their own."""
+    from benchmarks.trials import Trials
+
+    return Trials(workshop)
+
+
 @pytest.fixture
 def calibration(case: Case, workshop: "Workshop") -> "Samples":
     """The samples a method may look at; none of them is evaluated."""
@@ -160,12 +207,17 @@ def evaluation(case: Case, workshop: "Workshop") -> "Samples":
 
 
 @pytest.fixture
-def measurement(request: pytest.FixtureRequest, case: Case, workshop: "Workshop", benchmark) -> "Measurement":
+def measurement(
+    request: pytest.FixtureRequest, case: Case | PeerCase, workshop: "Workshop", benchmark
+) -> "Measurement | CostMeasurement":
     """Gathers what the case measures; the plugin makes its record of it."""
+    from benchmarks.costing import CostMeasurement
     from benchmarks.measurement import Measurement
 
-    kind = request.node.get_closest_marker("kind").args[0] if request.node.get_closest_marker("kind") else "inference"
+    kind = _kind(request.node)
     benchmark.name, benchmark.fullname, benchmark.group = case.id, f"{kind}:{case.id}", case.model
+    if kind in ("quantize", "peer"):
+        return CostMeasurement(case, kind, workshop, benchmark)
     return Measurement(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
 
 
@@ -173,7 +225,14 @@ def measurement(request: pytest.FixtureRequest, case: Case, workshop: "Workshop"
 def pytest_runtest_call(item: pytest.Item) -> object:
     """Make the record once the body has passed, so that an invalid one fails its own test."""
     start = time.perf_counter()
-    result = yield
+    try:
+        result = yield
+    except RuntimeError as error:
+        from benchmarks.cost import QuantizerError
+
+        if isinstance(error, QuantizerError):
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+        raise
     measurement = getattr(item, "funcargs", {}).get("measurement")
     if measurement is not None:
         record = measurement.record()
@@ -209,7 +268,7 @@ class RecordCollector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = getattr(report, "quant_record", None)
         if record is not None:
-            self._records[case_id(record)] = record
+            self._records[record_name(record)] = record
             self._lines.row(_row(record))
         elif report.failed or report.skipped:
             self._lines.interrupted()
@@ -280,9 +339,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not records:
         return
     terminalreporter.section("quantization", sep="-")
-    terminalreporter.write_line(table(records, verbose=config.get_verbosity() > 0))
-    terminalreporter.write_line("")
-    terminalreporter.write_line(advise(records))
+    terminalreporter.write_line(summary(records, verbose=config.get_verbosity() > 0))
     saved = _saved_run(config)
     if saved:
         terminalreporter.write_line(f"Saved as {saved}. Show it again: python -m reports table {saved}")
@@ -316,6 +373,8 @@ def _is_timed(row: dict) -> bool:
 
 
 def _row(record: Record) -> str:
+    if record["kind"] in ("quantize", "peer"):
+        return f"{record_name(record):<44} {cost_text(record)}"
     size = record["size"]["bytes"] / 1e6
     p50 = record["speed"].get("p50")
     milliseconds = "" if p50 is None else f"{1000 * p50:9.3g} ms  {speed_text(record)}"

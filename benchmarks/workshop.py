@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.matrix import Case, models
+from benchmarks.matrix import Case
+from benchmarks.matrix import model as model_entry
 from fixtures.cache import Cache, Entry, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
 from quant.backends import Executable, Target
@@ -80,8 +81,12 @@ class Workshop:
     def model(self, name: str) -> Model:
         """Return the zoo's description of a model; it loads no weights."""
         if name not in self._models:
-            self._models[name] = models()[name].load().load(self.settings.data)
+            self._models[name] = model_entry(name).load().load(self.settings.data)
         return self._models[name]
+
+    def report(self, text: str) -> None:
+        """Say what a long step is doing."""
+        self._progress(text)
 
     def calibration(self, name: str) -> Samples:
         return self.model(name).calibration()
@@ -211,6 +216,14 @@ class Workshop:
         entry = self.cache.entry("reference", key, build)
         return Reference(np.load(entry.path / "outputs.npy"), samples.labels)
 
+    def inputs_file(self, samples: Samples) -> Path:
+        """Return the inputs of ``samples`` as a file, for another process to read."""
+
+        def build(folder: Path) -> None:
+            np.savez(folder / "inputs.npz", *samples.inputs)
+
+        return self.cache.entry("inputs", {"data": samples.digest}, build).path / "inputs.npz"
+
     def first_batch(self, samples: Samples) -> tuple[np.ndarray, ...]:
         """Return the inputs that are timed."""
         return tuple(array[: self.settings.batch] for array in samples.inputs)
@@ -221,7 +234,7 @@ class Workshop:
         module = model.build()
         key = {
             "weights": _state_digest(module),
-            "source": source_digest(f"fixtures.zoo.{name}", "quant.tracing", "quant.storage"),
+            "source": source_digest(model_entry(name).module, "quant.tracing", "quant.storage"),
             "torch": torch.__version__,
         }
 

@@ -66,17 +66,15 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from reports.advice import advise
     from reports.embed import embed, machine_line
-    from reports.tables import table
+    from reports.summary import summary
 
     run = read_run(options.run)
     problems = _problems(run)
     if problems:
         more = f" ({len(problems) - 1} more: python -m reports validate {run.path})" if len(problems) > 1 else ""
         raise RunError(problems[0] + more)
-    drawn = table(run.records, options.verbose, "github" if options.format == "markdown" else "simple")
-    text = f"{drawn}\n\n{advise(run.records)}"
+    text = summary(run.records, options.verbose, "github" if options.format == "markdown" else "simple")
     if options.into:
         embed(options.into, options.section, f"{text}\n\n{machine_line(run)}")
     else:

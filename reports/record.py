@@ -59,6 +59,11 @@ def full_name(record: Record) -> str:
     return f"{record['kind']}:{case_id(record)}"
 
 
+def record_name(record: Record) -> str:
+    """What rows and lists call a case: its id, preceded by its kind if that is not inference."""
+    return case_id(record) if record["kind"] == "inference" else full_name(record)
+
+
 def plain(value: Any) -> Any:
     """Convert to the types JSON has: numpy values to Python's, NaN and infinities to None, tuples to lists.
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tabulate import tabulate
 
-from reports.record import Record, case_id, full_name
+from reports.record import Record, case_id, record_name
 
 WIDTH = 100
 NULL = "–"
@@ -29,7 +29,7 @@ def table(records: Sequence[Record], verbose: bool = False, format: Literal["sim
     records = sorted(records, key=_order)
     columns = _COLUMNS + _VERBOSE_COLUMNS if verbose else _COLUMNS
     headers = ["case", *(header for header, _ in columns)]
-    rows = [[_row_name(record), *(cell(record) for _, cell in columns)] for record in records]
+    rows = [[record_name(record), *(cell(record) for _, cell in columns)] for record in records]
     if format == "github":
         return _draw(headers, rows, format) + "\n\n" + "\n".join(f"- {note}" for note in footnotes(records, verbose))
     drawn = _draw(headers, rows, format)
@@ -174,10 +174,6 @@ def _under_headings(rows: list[list[str]]) -> list[list[str]]:
     return shortened
 
 
-def _row_name(record: Record) -> str:
-    return case_id(record) if record["kind"] == "inference" else full_name(record)
-
-
 def _order(record: Record) -> tuple:
     case = record["case"]
     return (
@@ -291,7 +287,7 @@ def _scope(affected: Sequence[Record], records: Sequence[Record]) -> str:
             named.append(sorted(words))
     if named and len(min(named, key=len)) <= 3:
         return ", ".join(min(named, key=len))
-    return _some(sorted({_row_name(record) for record in affected}))
+    return _some(sorted({record_name(record) for record in affected}))
 
 
 def _some(names: list[str]) -> str:

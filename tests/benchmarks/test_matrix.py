@@ -18,6 +18,7 @@ RUNTIMES = ("torch", "onnxruntime", "onnx", "onnx_ir", "mlx", "coremltools", "to
 WORDS = (*INTEGER_WORDS, *FLOAT_WORDS, *CODEBOOK_FORMATS, *PALETTE_WORDS, W4A8)
 CASES, UNSUPPORTED = matrix()
 CONVOLUTIONAL = {name for name, entry in models().items() if entry.constants["FAMILY"] == "convolutional"}
+PEERS = ("hqq", "nncf", "openvino", "neural_compressor", "auto_round", "transformers")
 
 LISTING = """
 import json, sys
@@ -242,7 +243,7 @@ def test_listing_imports_no_runtime():
 
 def test_collecting_imports_no_runtime(collected):
     assert set(collected["names"]) == {case.id for case in CASES}
-    assert not {module.partition(".")[0] for module in collected["modules"]} & set(RUNTIMES)
+    assert not {module.partition(".")[0] for module in collected["modules"]} & {*RUNTIMES, *PEERS}
 
 
 @pytest.mark.parametrize("word", [*WORDS, *targets()])

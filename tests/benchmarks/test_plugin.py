@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.matrix import matrix
+from benchmarks.matrix import matrix, quantizers
+from benchmarks.peers import peer_cases
 from reports.record import read_run, unpack_outcomes, validate
 
 ROOT = Path(__file__).parents[2]
 PYTEST = [sys.executable, "-m", "pytest"]
-DIGITS_INT4 = "case(model='digits', bits='int4', backend='torch')"
+DIGITS_INT4 = "case(model='digits', bits='int4', backend='torch') and (case(method='rtn') or case(method='native'))"
 SAMPLES = 40
 
 # Progress is shown every ten seconds, which a test does not wait for.
@@ -35,7 +36,8 @@ import pytest
 
 class Collector:
     def pytest_collection_finish(self, session):
-        self.ids = [item.callspec.id for item in session.items]
+        functions = [item.function.__name__ for item in session.items]
+        self.ids = [f"{name}[{item.callspec.id}]" for name, item in zip(functions, session.items)]
 
     def pytest_deselected(self, items):
         self.deselected = len(items)
@@ -48,12 +50,18 @@ def collect(arguments):
 
 print("SELECTED", json.dumps([collect(arguments) for arguments in json.loads(sys.argv[1])]))
 """
+OTHERS = [f"quantize:{case}" for case in quantizers()] + [f"peer:{case}" for case in peer_cases()]
 SELECTIONS = {
     "nothing": ["benchmarks"],
     "everything": ["benchmarks", "-m", "full"],
     "axes": ["benchmarks", "-m", "case(bits='int5', backend='torch')"],
     "keyword": ["benchmarks", "-k", "digits and int3"],
     "node id": ["benchmarks/test_inference.py::test_inference[digits-float-fp16-torch]"],
+    "quantize": ["benchmarks", "-m", "quantize"],
+    "quantize, narrowed": ["benchmarks", "-m", "quantize and case(method='rtn')", "-k", "digits and int4"],
+    "quantize, of core": ["benchmarks/test_quantize.py"],
+    "quantize, one": ["benchmarks/test_quantize.py::test_quantize[digits-rtn-int3-torch]"],
+    "peer": ["benchmarks", "-m", "peer"],
 }
 
 
@@ -158,7 +166,12 @@ def compared(suite, first):
     damaged = [file for file in suite.cache.glob("tables/**/tables.safetensors") if file.stat().st_size > 1000]
     for file in damaged:
         file.write_bytes(file.read_bytes()[:500])
-    selection = ["-k", "digits and torch and (fp32 or int4)", "--eval-samples", str(SAMPLES)]
+    selection = [
+        "-k",
+        "digits and torch and (fp32 or int4) and (float or rtn or native)",
+        "--eval-samples",
+        str(SAMPLES),
+    ]
     result = suite.run("-v", "-p", "talkative", "--benchmark-compare=0001", *selection)
     assert damaged
     assert result.status == 0, result.output
@@ -209,7 +222,14 @@ def test_every_case_shows_a_row_on_a_line_of_its_own_as_it_finishes(first, compa
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no pseudo-terminal")
 def test_on_a_terminal_rows_replace_the_progress_line(suite, first):
-    selection = ["-k", "digits and torch and (fp32 or int4)", "--time-budget", "0.05", "--eval-samples", str(SAMPLES)]
+    selection = [
+        "-k",
+        "digits and torch and (fp32 or int4) and (float or rtn or native)",
+        "--time-budget",
+        "0.05",
+        "--eval-samples",
+        str(SAMPLES),
+    ]
     screen = suite.run_on_terminal(*selection)
     section = next(i for i, line in enumerate(screen) if re.match(r"-+ benchmark", line))
     rows = [line for line in screen[:section] if " accuracy " in line]
@@ -274,7 +294,7 @@ def test_the_run_says_what_it_planned_and_where(first):
     run = read_run(first.json)
     assert sorted(run.quant["planned"]) == sorted(first.benchmarks)
     assert not set(run.quant["planned"]) & set(run.quant["deselected"])
-    assert {*run.quant["planned"], *run.quant["deselected"]} == {case.id for case in matrix()[0]}
+    assert {*run.quant["planned"], *run.quant["deselected"]} == {*(case.id for case in matrix()[0]), *OTHERS}
     assert run.quant["settings"]["eval_samples"] == SAMPLES
     assert "backend='torch'" in run.quant["selection"]["markers"]
     assert run.machine["quant"]["threads"] == 1
@@ -408,13 +428,18 @@ def test_list_unsupported_prints_every_combination_left_out_and_why(suite):
     assert all(reason.endswith(".") and not reason.endswith("..") for reason in stated.values())
 
 
+def inference(ids):
+    return {f"test_inference[{name}]" for name in ids}
+
+
 def test_without_a_selection_the_core_cases_run(selected):
     answers, output = selected
     cases = matrix()[0]
     core = {case.id for case in cases if case.core}
-    assert set(answers["nothing"]["ids"]) == core
-    assert answers["nothing"]["deselected"] == len(cases) - len(core) > 0
-    assert f"{len(core)}/{len(cases)} tests collected ({len(cases) - len(core)} deselected)" in output
+    every = len(cases) + len(OTHERS)
+    assert set(answers["nothing"]["ids"]) == inference(core)
+    assert answers["nothing"]["deselected"] == every - len(core) > 0
+    assert f"{len(core)}/{every} tests collected ({every - len(core)} deselected)" in output
 
 
 @pytest.mark.parametrize(
@@ -428,8 +453,46 @@ def test_without_a_selection_the_core_cases_run(selected):
 )
 def test_a_selection_is_not_limited_to_core_cases(selected, selection, wanted):
     answers, _ = selected
-    assert set(answers[selection]["ids"]) == {case.id for case in matrix()[0] if wanted(case)}
+    assert set(answers[selection]["ids"]) == inference(case.id for case in matrix()[0] if wanted(case))
     assert any(not case.core for case in matrix()[0] if wanted(case))
+
+
+@pytest.mark.parametrize(
+    ("selection", "wanted"),
+    [
+        ("quantize", lambda case: True),
+        ("quantize, narrowed", lambda case: (case.model, case.method, case.bits) == ("digits", "rtn", "int4")),
+        ("quantize, of core", lambda case: case.core),
+        ("quantize, one", lambda case: case.id == "digits-rtn-int3-torch"),
+    ],
+)
+def test_quantizers_run_where_their_marker_or_file_is_named(selected, selection, wanted):
+    answers, _ = selected
+    assert (
+        set(answers[selection]["ids"]) == {f"test_quantize[{case}]" for case in quantizers() if wanted(case)} != set()
+    )
+
+
+def test_peers_run_where_their_marker_is_named(selected):
+    answers, _ = selected
+    assert set(answers["peer"]["ids"]) == {f"test_peer[{case}]" for case in peer_cases()}
+
+
+def test_what_a_quantizer_costs_is_a_row_of_a_table_of_its_own(suite, first):
+    name = "quantize:digits-rtn-int4-torch"
+    result = suite.run("-m", "quantize", "-k", "digits-rtn-int4-torch")
+    assert result.status == 0, result.output
+    (entry,) = json.loads(result.json.read_text())["benchmarks"]
+    record = entry["extra_info"]["quant"]
+    assert entry["fullname"] == name
+    assert validate(record) == []
+    assert record["cost"]["seconds"] > 0
+    assert record["cost"]["peak_bytes"] > 0
+    assert result.first_line(f"{name} ")
+    header = next(i for i, line in enumerate(result.lines) if re.match(r"quantizer +s ", line))
+    assert result.lines[header + 2].split()[0] == "digits-rtn-int4-torch"
+    assert not re.search(r"-+ benchmark", result.output)
+    assert read_run(result.json).quant["planned"] == [name]
 
 
 @pytest.fixture
@@ -482,6 +545,26 @@ def test_a_user_adds_a_figure_to_every_record(folder_of_a_user, suite, first):
     assert record["carbon"] == {"grams": pytest.approx(0.4e-3 * record["speed"]["p50"])}
     assert validate(record) == []
     assert sum(line.startswith("digits-rtn-int4-torch") for line in result.table) == 1
+
+
+def test_a_quantizer_that_fails_in_its_process_fails_its_case_in_a_sentence(folder_of_a_user, suite):
+    folder_of_a_user.makepyfile(
+        test_broken="""
+        import pytest
+        from benchmarks.cost import QuantizerError
+
+        @pytest.mark.quantize
+        def test_broken(case, workshop):
+            raise QuantizerError(f"{case} could not be quantized: ValueError: it is broken.")
+        """
+    )
+    outcome, result = run_as_user(
+        folder_of_a_user, suite, "-m", "quantize", "-k", "test_broken and digits-rtn-int4-torch"
+    )
+    outcome.assert_outcomes(failed=1)
+    assert "digits-rtn-int4-torch could not be quantized: ValueError: it is broken." in result.lines
+    assert "raise QuantizerError" not in result.output
+    assert "Traceback" not in result.output
 
 
 def test_an_invalid_figure_fails_its_own_case_in_a_sentence(folder_of_a_user, suite, first):

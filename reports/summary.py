@@ -1,0 +1,19 @@
+"""What a run is summed up in: a table for each kind of record in it, and the advice that follows from its cases."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from reports.advice import advise
+from reports.costs import cost_table, peer_table
+from reports.record import Record
+from reports.tables import table
+
+
+def summary(records: Sequence[Record], verbose: bool = False, format: Literal["simple", "github"] = "simple") -> str:
+    """The tables of valid records, the cases' own first, separated by empty lines."""
+    costs, peers = ([record for record in records if record["kind"] == kind] for kind in ("quantize", "peer"))
+    others = [record for record in records if record["kind"] not in ("quantize", "peer")]
+    parts = [table(others, verbose, format), advise(others)] if others or not records else []
+    parts += [cost_table(costs, format)] if costs else []
+    parts += [peer_table(peers, format)] if peers else []
+    return "\n\n".join(parts)
