@@ -86,7 +86,7 @@ def sample_inputs(graph: FloatGraph, groups: Sequence[Group], batches: Sequence[
     edges = {edge[1:]: sampler for group, sampler in samplers.items() for edge in group.edges if edge[0] == "forward"}
     module = build_module(graph.graphs["forward"], graph.parameters, edges)
     with torch.no_grad():
-        for batch in steps(list(as_tensors(batches)), "calibration batch"):
+        for batch in steps([as_tensors(batch) for batch in batches], "calibration batch"):
             module(*batch)
     return {group: sampler.sample() for group, sampler in samplers.items() if sampler.rows}
 

@@ -35,7 +35,7 @@ def output_errors(quantized: QuantizedModel, batches: Sequence[Batch]) -> dict[s
 
     The error is relative to the output's square, over the first few samples.
     """
-    inputs = [array[:_SAMPLES] for array in next(as_tensors(batches))]
+    inputs = [array[:_SAMPLES] for array in as_tensors(batches[0])]
     edges = {name: _data_edges(quantized, name) for name in quantized.weights}
     candidates = [name for name, of_name in edges.items() if of_name]
     scaling = {edge: replace(quantizer, mode="none") for edge, quantizer in quantized.activations.items()}

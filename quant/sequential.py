@@ -86,7 +86,7 @@ class _Walk:
         self.pending = {name: layer_of(graph, name) for name in parameters}
         self.weights: dict[str, QuantizedTensor] = {}
         self.replaced: dict[str, Tensor] = {}
-        self.original = [dict(zip(self.source.inputs, batch, strict=True)) for batch in as_tensors(batches)]
+        self.original = [dict(zip(self.source.inputs, batch, strict=True)) for batch in map(as_tensors, batches)]
         self.quantized = [dict(values) for values in self.original]
         self.last_use = _last_uses(self.source)
         self.moments: dict[tuple, Moments] = {}
@@ -98,16 +98,18 @@ class _Walk:
             if isinstance(reference, Parameter) and reference.name in self.pending:
                 layer = self.pending.pop(reference.name)
                 self._solve(layer, self._moments(layer) if layer.node == node else None)
+        dead = self.last_use.get(node.name, ())
         for original, quantized in zip(self.original, self.quantized, strict=True):
             self._run(node, original, quantized)
+            # At once, batch by batch: the values before and after an operator are never both held of all samples.
+            for name in dead:
+                original.pop(name, None)
+                quantized.pop(name, None)
+        self.moments = {key: value for key, value in self.moments.items() if key[0] not in dead}
         if self.block:
             self.block.nodes.append(node)
         if node.name in self.ends:
             self._end_block(node)
-        for name in self.last_use.get(node.name, ()):
-            self.moments = {key: value for key, value in self.moments.items() if key[0] != name}
-            for values in (*self.original, *self.quantized):
-                values.pop(name, None)
 
     def finish(self) -> None:
         """Solve for what calibration never comes by: weights that only other graphs of the model use."""
@@ -173,7 +175,7 @@ class _Walk:
 
 
 def _last_uses(graph: Graph) -> dict[str, list[str]]:
-    """Return, for each node, the values that nothing needs after it."""
+    """Return, for each node, the values that nothing needs after it; outputs are needed to the end."""
     last = {node.name: node.name for node in graph.nodes}
     for node in graph.nodes:
         for reference in references((node.arguments, tuple(node.keywords.values()))):
@@ -181,6 +183,8 @@ def _last_uses(graph: Graph) -> dict[str, list[str]]:
                 last[reference.name] = node.name
     dead: dict[str, list[str]] = {}
     for value, node in last.items():
+        if value in graph.outputs:
+            continue
         dead.setdefault(node, []).append(value)
     return dead
 
@@ -188,6 +192,7 @@ def _last_uses(graph: Graph) -> dict[str, list[str]]:
 def _block_ends(graph: Graph, parameters: set[str]) -> set[str]:
     """Return the nodes after which one value alone goes on, besides values that depend on none of ``parameters``."""
     last_use = {value: node for node, values in _last_uses(graph).items() for value in values}
+    last_use |= dict.fromkeys(graph.outputs, graph.nodes[-1].name)
     position = {node.name: index for index, node in enumerate(graph.nodes)}
     weighted = [_takes_any(node, parameters) for node in graph.nodes]
     dependent, ends, layers = set(), set(), 0

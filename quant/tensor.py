@@ -117,11 +117,11 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: NumberFormat) -> tup
 
 
 def round_scale(scale: Tensor, format: NumberFormat) -> Tensor:
-    """Round ``scale`` up to a value its storage type holds exactly, in the significant bits the format allows.
+    """Round ``scale`` to a value its storage type holds exactly, in the significant bits the format allows.
 
-    Up, so that the range stays covered: rounded down, the largest weight of a block would be clipped. Only e4m3 scales
-    are rounded to nearest, as every runtime rounds them, and share a power of two, so all of a tensor belong in one
-    call.
+    To nearest: rounded down, the largest weight of a block is clipped by at most a sixteenth of a step, and rounding
+    every scale up costs more. Powers of two (e8m0) are rounded up, because there it would be half of the range. Scales
+    in e4m3 share a power of two, so all of a tensor belong in one call.
     """
     if format.scale_dtype == "float32":
         return scale
@@ -135,7 +135,7 @@ def round_scale(scale: Tensor, format: NumberFormat) -> Tensor:
     # Subnormal halves have ever fewer significant bits: below the smallest normal one the grid is absolute.
     exponent = exponent.clamp(min=int(np.log2(_SMALLEST_NORMAL_FLOAT16)) + 1)
     step = torch.ldexp(torch.ones_like(scale), exponent - format.scale_significant_bits)
-    return torch.where(mantissa == 0, scale, (scale / step).ceil() * step).clamp(max=_LARGEST_FLOAT16)
+    return torch.where(mantissa == 0, scale, (scale / step).round() * step).clamp(max=_LARGEST_FLOAT16)
 
 
 def block_extremes(values: Tensor, block: tuple[int, ...]) -> tuple[Tensor, Tensor]:

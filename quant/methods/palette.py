@@ -121,7 +121,7 @@ def mean_squared_inputs(graph: FloatGraph, batches: Sequence[Batch]) -> dict[str
             places.setdefault(parameter, []).append((graph.node((name, node, 0)), observer))
     module = build_module(graph.graphs["forward"], graph.parameters, edges)
     with torch.inference_mode():
-        for batch in as_tensors(batches):
+        for batch in map(as_tensors, batches):
             module(*batch)
     for (value, _), observer in observers.items():
         if not torch.isfinite(observer.mean()).all():

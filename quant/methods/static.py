@@ -114,18 +114,31 @@ def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
 def rounded_biases(
     graph: FloatGraph, weights: dict[str, QuantizedTensor], activations: dict[Edge, ActivationQuantizer]
 ) -> dict[str, Tensor]:
-    """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""
+    """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them.
+
+    A dead output channel may have any scale: for its bias the finest of the other channels is taken.
+    """
     biases = {}
     for edge, quantizer in activations.items():
         node = graph.node(edge)
         if node.operator not in QUANTIZABLE or len(node.arguments) < 3 or node.arguments[2] is None:
             continue
-        name, scale = node.arguments[2].name, weights[node.arguments[1].name].scale
+        name, weight = node.arguments[2].name, weights[node.arguments[1].name]
         if len(graph.consumers(name)) == 1:
-            grid = scale.double().flatten() * quantizer.scale.double()
+            grid = _finest_where_dead(weight).double() * quantizer.scale.double()
             bias = graph.parameters[name]
             biases[name] = ((bias.double() / grid).round() * grid).to(bias.dtype)
     return biases
+
+
+def _finest_where_dead(weight: QuantizedTensor) -> Tensor:
+    """Return the scales of output channels [out], for a channel of zeros the smallest of the others."""
+    scale = weight.scale.flatten().clone()
+    if len(scale) == len(weight.codes):
+        dead = (weight.codes == 0).flatten(1).all(1)
+        if dead.any() and not dead.all():
+            scale[dead] = scale[~dead].min()
+    return scale
 
 
 def _is_integer_residual(graph: Graph, node: Node, weights: Sequence[str]) -> bool:

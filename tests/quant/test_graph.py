@@ -17,7 +17,7 @@ def test_simulating_two_layers_equals_arithmetic_written_by_hand():
     module = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     graph = quant.capture(module, (torch.randn(2, 8),))
     x = torch.randn(4, 8)
-    quantized = quant.quantize(graph, "static", "int8", [(x,)])
+    quantized = quant.quantize(graph, "static_plain", "int8", [(x,)])
     hidden = _dequantize(x.double().numpy(), quantized, "linear_0") @ _weight(quantized, "0.weight").T
     hidden = np.maximum(hidden + module[0].bias.detach().double().numpy(), 0)
     expected = _dequantize(hidden, quantized, "linear_1") @ _weight(quantized, "2.weight").T

@@ -29,7 +29,7 @@ def batch():
 def quantized(batch):
     torch.manual_seed(0)
     graph = quant.capture(Parallel().eval(), tuple(array[:2] for array in batch))
-    return quant.quantize(graph, "static", "int8", [batch])
+    return quant.quantize(graph, "static_plain", "int8", [batch])
 
 
 def test_the_layer_with_the_outlier_costs_the_output_most(quantized, batch):

@@ -79,7 +79,7 @@ def test_the_bias_takes_up_the_mean_error(graph, inputs):
 
 def test_a_transformer_gets_better_and_multiplies_only_where_it_must(transformer_graph, transformer_inputs):
     errors = [error(transformer_graph, name, "int4_g16", transformer_inputs) for name in ("awq", "mse", "rtn")]
-    assert errors == sorted(errors)
+    assert errors[0] < min(errors[1:])
     quantized = quant.quantize(transformer_graph, "awq", "int4_g16", [(transformer_inputs,)])
     scaled = {quantized.graph.node(edge).arguments[1].name for edge in quantized.activations}
     assert "late_up.weight" in scaled

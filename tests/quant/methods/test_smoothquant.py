@@ -136,7 +136,7 @@ def test_an_operator_left_float_computes_what_it_did(transformer_graph, transfor
 def test_convolutions_are_quantized_as_static_does(residual_graph):
     batches = [(torch.randn(8, 3, 8, 8),)]
     smooth = quant.quantize(residual_graph, "smoothquant", "int8", batches)
-    plain = quant.quantize(residual_graph, "static", "int8", batches)
+    plain = quant.quantize(residual_graph, "static_plain", "int8", batches)
     assert smooth.activations.keys() == plain.activations.keys()
     assert torch.equal(smooth.weights["branch.0.weight"].codes, plain.weights["branch.0.weight"].codes)
     assert smooth.activations["forward", "add_0", 0].same_as(plain.activations["forward", "add_0", 0])
