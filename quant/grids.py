@@ -80,14 +80,23 @@ def fit_grids(
     """
     blocked = in_blocks(weight.float(), block)
     counts, values = blocked.shape[::2], _elements(blocked)
+    at_once = max(1, _CHUNK // values.shape[1])
     weights = None
     if importance is not None:
-        weights = _elements(in_blocks(importance.float().expand(weight.shape), block))
-    at_once = max(1, _CHUNK // values.shape[1])
+        weights = importance.float().reshape(*[1] * (weight.ndim - importance.ndim), *importance.shape)
+        shared = weights.shape[0] == 1 and block[0] == 1
+        weights = _elements(in_blocks(weights.expand(1 if shared else -1, *weight.shape[1:]), block))
+        if shared and len(weights) < len(values):
+            # Every row has the same: as many rows as are fitted at once hold them all.
+            rows = max(1, at_once // len(weights))
+            at_once, weights = rows * len(weights), weights.repeat(rows, 1)
     grids = []
     for start in range(0, len(values), at_once):
-        chosen = slice(start, start + at_once)
-        grids.append(fit(Blocks(values[chosen], None if weights is None else weights[chosen], format)))
+        part, weight_of = values[start : start + at_once], None
+        if weights is not None:
+            first = start if len(weights) == len(values) else 0
+            weight_of = weights[first : first + len(part)]
+        grids.append(fit(Blocks(part, weight_of, format)))
     scale = torch.cat([grid.scale for grid in grids]).reshape(counts)
     if format.symmetric:
         return scale, None

@@ -59,17 +59,16 @@ def solve_layer(
         return quantize_with(weight, *search(weight, format, block), format, block)
     gram = damped(moments.gram / moments.count)
     target = retargeted(layer.matrix(weight), moments, gram)
-    energy = torch.diagonal(gram, dim1=-2, dim2=-1).unsqueeze(1).expand_as(target)
-    scale, zero_point = search(layer.weight(target), format, block, layer.weight(energy))
+    scale, zero_point = search(layer.weight(target), format, block, _energy(layer, gram))
     scales = _per_row(layer, scale, block)
-    zeros = torch.zeros_like(scales) if zero_point is None else _per_row(layer, zero_point.float(), block)
-    width = block[1] if layer.kind == "linear" else target.shape[2]
-    grid = Lattice(scales, format.lowest - zeros, format.highest - zeros, width)
-    steps = compensated_rounding(target, grid, gram)
-    codes = layer.weight(steps)
+    lowest = torch.full_like(scales, format.lowest)
     if zero_point is not None:
-        codes = codes + expand(zero_point.float(), block, weight.shape)
-    codes = codes.to(torch.int8 if format.symmetric else torch.uint8).contiguous()
+        lowest -= _per_row(layer, zero_point.float(), block)
+    width = block[1] if layer.kind == "linear" else target.shape[2]
+    grid = Lattice(scales, lowest, format.highest - format.lowest, width)
+    codes = layer.weight(compensated_rounding(target, grid, gram)).contiguous()
+    if format.symmetric:
+        codes = (codes.short() + format.lowest).to(torch.int8)
     return QuantizedTensor(codes, scale, zero_point, None, tuple(block), format)
 
 
@@ -96,19 +95,22 @@ def retargeted(matrix: Tensor, moments: Moments, gram: Tensor) -> Tensor:
 
 
 class Lattice(NamedTuple):
-    """What the numbers of a matrix [groups, rows, columns] may be: multiples of a step between a lowest and a highest.
+    """What the numbers of a matrix [groups, rows, columns] may be: multiples of a step, from a lowest on.
 
-    The three are float32 [groups, rows, blocks]; a block is ``width`` neighbouring columns, the last perhaps fewer.
+    step    float32 [groups, rows, blocks]
+    lowest  float32 [groups, rows, blocks], a number of steps
+    levels  how many more there are
+    width   how many neighbouring columns are a block; the last may have fewer
     """
 
     step: Tensor
     lowest: Tensor
-    highest: Tensor
+    levels: int
     width: int
 
 
 def compensated_rounding(matrix: Tensor, grid: Lattice, gram: Tensor) -> Tensor:
-    """Return whole numbers of steps [groups, rows, columns] such that their error times the inputs is small.
+    """Return levels uint8 [groups, rows, columns], counted from the lowest, whose error times the inputs is small.
 
     ``gram`` [groups, columns, columns] are the second moments of the inputs, positive definite.
 
@@ -118,12 +120,13 @@ def compensated_rounding(matrix: Tensor, grid: Lattice, gram: Tensor) -> Tensor:
     Algorithm", 2025, arXiv:2507.18553). The usual form needs the factor of the inverse, three times the work.
     """
     order = torch.diagonal(gram, dim1=-2, dim2=-1).argsort(-1)
-    factor = torch.linalg.cholesky(_reordered(_reordered(gram, order).mT, order))
+    factor = torch.linalg.cholesky(_reordered(_reordered(gram, order, 1), order, 2))
     shares = factor.div_(torch.diagonal(factor, dim1=-2, dim2=-1).clone().unsqueeze(-2))
     # Columns lie contiguous in memory: [groups, columns, rows].
-    columns = _reordered(matrix.mT, order)
-    _round_columns(columns, [part.mT.contiguous() for part in grid[:3]], order // grid.width, shares)
-    return _reordered(columns, order.argsort(-1)).mT
+    columns = _reordered(matrix, order, 2).mT.contiguous()
+    steps, lowest = grid.step.mT.contiguous(), grid.lowest.mT.contiguous()
+    levels = _round_columns(columns, steps, lowest, grid.levels, order // grid.width, shares)
+    return _reordered(levels, order.argsort(-1), 1).mT
 
 
 def _per_row(layer: Layer, per_block: Tensor, block: tuple[int, ...]) -> Tensor:
@@ -134,34 +137,46 @@ def _per_row(layer: Layer, per_block: Tensor, block: tuple[int, ...]) -> Tensor:
     return layer.matrix(expand(per_block, block, layer.shape).expand(layer.shape))[:, :, :1]
 
 
-def _reordered(values: Tensor, order: Tensor) -> Tensor:
-    """Return ``values`` [groups, n, m] with each group's n in ``order`` [groups, n]."""
-    values = values.contiguous()
+def _energy(layer: Layer, gram: Tensor) -> Tensor:
+    """Return the mean square of what each element of a weight multiplies, so that it broadcasts to the weight."""
+    energy = torch.diagonal(gram, dim1=-2, dim2=-1)
+    if layer.kind == "linear":
+        return energy
+    rows = torch.Size(layer.shape).numel() // energy.numel()
+    return layer.weight(energy.unsqueeze(1).expand(-1, rows, -1))
+
+
+def _reordered(values: Tensor, order: Tensor, dimension: int) -> Tensor:
+    """Return ``values`` [groups, n, m] with each group's n (dimension 1) or m (2) in ``order`` [groups, ...]."""
     if len(values) == 1:
-        return values[0].index_select(0, order[0]).unsqueeze(0)
-    return values.gather(1, order.unsqueeze(-1).expand_as(values))
+        return values[0].index_select(dimension - 1, order[0]).unsqueeze(0)  # in two dimensions it is five times faster
+    return values.gather(dimension, order.unsqueeze(3 - dimension).expand_as(values))
 
 
-def _round_columns(columns: Tensor, grid: Sequence[Tensor], blocks: Tensor, shares: Tensor) -> None:
-    """Turn ``columns`` [groups, columns, rows] into numbers of steps, last to first, each error shared by the rest.
+def _round_columns(
+    columns: Tensor, steps: Tensor, lowest: Tensor, highest: int, blocks: Tensor, shares: Tensor
+) -> Tensor:
+    """Return levels uint8 [groups, columns, rows], found last to first, each error shared by the columns before.
 
-    ``grid`` holds step, lowest and highest, [groups, blocks, rows] each, and ``blocks`` [groups, columns] says which
-    block a column belongs to.
+    ``columns`` has the same shape and is used up. ``steps`` and ``lowest`` are [groups, blocks, rows], and ``blocks``
+    [groups, columns] says which block a column belongs to. ``highest`` is the highest level.
     """
     group = torch.arange(len(columns))
-    errors = columns.clone()
+    errors, levels = columns.clone(), torch.empty(columns.shape, dtype=torch.uint8)
     for stop in range(columns.shape[1], 0, -_BLOCK):
         start = max(0, stop - _BLOCK)
         for inner_stop in range(stop, start, -_INNER_BLOCK):
             inner = max(start, inner_stop - _INNER_BLOCK)
             for column in range(inner_stop - 1, inner - 1, -1):
-                step, lowest, highest = (part[group, blocks[:, column]] for part in grid)
-                rounded, earlier = columns[:, column].div_(step).round_(), slice(inner, column)
-                torch.minimum(torch.maximum(rounded, lowest, out=rounded), highest, out=rounded)
-                error = errors[:, column].addcmul_(rounded, step, value=-1)
-                columns[:, earlier].addcmul_(shares[:, column, earlier].unsqueeze(-1), error.unsqueeze(1))
+                step, least = (part[group, blocks[:, column]] for part in (steps, lowest))
+                level = columns[:, column].div_(step).round_().sub_(least).clamp_(0, highest)
+                levels[:, column] = level
+                error = errors[:, column].addcmul_(level.add_(least), step, value=-1)
+                earlier = columns[:, inner:column]
+                earlier.addcmul_(shares[:, column, inner:column].unsqueeze(-1), error.unsqueeze(1))
             _compensate(columns, errors, shares, slice(inner, inner_stop), slice(start, inner))
         _compensate(columns, errors, shares, slice(start, stop), slice(0, start))
+    return levels
 
 
 def _compensate(columns: Tensor, errors: Tensor, shares: Tensor, done: slice, earlier: slice) -> None:

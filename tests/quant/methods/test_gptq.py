@@ -14,7 +14,12 @@ from quant.tensor import quantize_with
 
 def lattice(matrix, step=0.5, reach=3):
     step = torch.full((*matrix.shape[:2], 1), step)
-    return Lattice(step, torch.full_like(step, -reach), torch.full_like(step, reach), matrix.shape[2])
+    return Lattice(step, torch.full_like(step, -reach), 2 * reach, matrix.shape[2])
+
+
+def rounded(matrix, grid, gram):
+    """What compensated rounding finds, in steps."""
+    return compensated_rounding(matrix, grid, gram) + grid.lowest
 
 
 def correlated(count, columns, seed=0):
@@ -44,17 +49,17 @@ def original_gptq(matrix, step, lowest, highest, gram):
 def test_it_is_the_papers_algorithm():
     matrix, x = torch.randn(1, 12, 40), correlated(200, 40)
     gram = (x.T @ x / 200 + torch.eye(40)).unsqueeze(0)
-    found = compensated_rounding(matrix, lattice(matrix), gram)
+    found = rounded(matrix, lattice(matrix), gram)
     assert torch.equal(found[0].double(), original_gptq(matrix[0], 0.5, -3, 3, gram[0]))
 
 
 def test_blocks_of_columns_change_nothing(monkeypatch):
     matrix, x = torch.randn(2, 8, 50), correlated(300, 50)
     gram = (x.T @ x / 300 + torch.eye(50)).expand(2, -1, -1)
-    whole = compensated_rounding(matrix, lattice(matrix), gram)
+    whole = rounded(matrix, lattice(matrix), gram)
     monkeypatch.setattr("quant.methods.gptq._BLOCK", 12)
     monkeypatch.setattr("quant.methods.gptq._INNER_BLOCK", 5)
-    assert torch.equal(compensated_rounding(matrix, lattice(matrix), gram), whole)
+    assert torch.equal(rounded(matrix, lattice(matrix), gram), whole)
 
 
 def test_with_an_identity_for_second_moments_it_rounds():
@@ -64,22 +69,22 @@ def test_with_an_identity_for_second_moments_it_rounds():
     moments = Moments(layer)
     moments.add(torch.eye(64))
     format, block = parse("int4").linear, (1, 32)
-    rounded = quantize_with(weight, *search(weight, format, block), format, block)
+    expected = quantize_with(weight, *search(weight, format, block), format, block)
     found = solve_layer(layer, weight, moments, format, block)
-    assert torch.equal(found.codes, rounded.codes)
-    assert torch.equal(found.scale, rounded.scale)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scale, expected.scale)
 
 
 def test_a_tiny_layer_is_near_the_best_of_all_roundings_and_plain_rounding_is_not():
     generator = torch.Generator().manual_seed(5)
-    total = rounded = best = 0.0
+    total = plain = best = 0.0
     for _ in range(6):
         matrix = torch.randn(1, 1, 5, generator=generator)
         x = torch.randn(64, 5, generator=generator) + torch.randn(64, 1, generator=generator)
         gram = (x.T @ x / 64).unsqueeze(0)
         grid = lattice(matrix, step=0.4, reach=6)
-        total += objective(compensated_rounding(matrix, grid, gram), matrix, grid, gram)
-        rounded += objective((matrix / 0.4).round(), matrix, grid, gram)
+        total += objective(rounded(matrix, grid, gram), matrix, grid, gram)
+        plain += objective((matrix / 0.4).round(), matrix, grid, gram)
         choices = itertools.product(
             *[range(low - 1, low + 3) for low in (matrix / 0.4).floor().int().flatten().tolist()]
         )
@@ -87,22 +92,22 @@ def test_a_tiny_layer_is_near_the_best_of_all_roundings_and_plain_rounding_is_no
         best += (difference @ gram[0].double() * difference).sum(1).min().item()
     assert best <= total * 1.0001
     assert total <= 1.05 * best
-    assert rounded > 1.2 * best
+    assert plain > 1.2 * best
 
 
 def test_a_tiny_layer_that_clips_stays_in_range():
     matrix, x = 10 * torch.randn(1, 3, 6), correlated(64, 6)
-    steps = compensated_rounding(matrix, lattice(matrix), (x.T @ x / 64 + torch.eye(6)).unsqueeze(0))
+    steps = rounded(matrix, lattice(matrix), (x.T @ x / 64 + torch.eye(6)).unsqueeze(0))
     assert steps.abs().max() == 3
 
 
 def test_depthwise_groups_are_solved_each_on_its_own():
     matrix, x = torch.randn(4, 1, 9), torch.randn(4, 100, 9)
     gram = x.mT @ x / 100 + torch.eye(9)
-    together = compensated_rounding(matrix, lattice(matrix), gram)
+    together = rounded(matrix, lattice(matrix), gram)
     for group in range(4):
         one = slice(group, group + 1)
-        assert torch.equal(together[one], compensated_rounding(matrix[one], lattice(matrix[one]), gram[one]))
+        assert torch.equal(together[one], rounded(matrix[one], lattice(matrix[one]), gram[one]))
 
 
 def test_the_target_is_the_least_squares_fit_to_the_float_models_outputs():
