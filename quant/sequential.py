@@ -108,6 +108,8 @@ class _Walk:
         self.moments = {key: value for key, value in self.moments.items() if key[0] not in dead}
         if self.block:
             self.block.nodes.append(node)
+        else:
+            self._drop_weights(node)
         if node.name in self.ends:
             self._end_block(node)
 
@@ -123,6 +125,12 @@ class _Walk:
 
     def _replace(self, parameter: str, weight: QuantizedTensor) -> None:
         self.weights[parameter], self.replaced[parameter] = weight, weight.dequantize()
+
+    def _drop_weights(self, node: Node) -> None:
+        """Forget the float values of quantized weights that no other operator takes."""
+        for reference in references(node.arguments):
+            if isinstance(reference, Parameter) and len(self.graph.consumers(reference.name)) == 1:
+                self.replaced.pop(reference.name, None)
 
     def _end_block(self, last: Node) -> None:
         """Refine the weights of the block that ends here, and let its value follow from them."""
