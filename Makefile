@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-K ?= int4 and (rtn or native)
+K ?= int4 and (rtn or gptq or native)
 
 .PHONY: bench test lint readme clean
 .DELETE_ON_ERROR:
@@ -19,10 +19,20 @@ test: $(VENV)/.test lint
 	$(RUN) pytest benchmarks -q -k 'digits and rtn and int4' --benchmark-json=build/run.json
 	$(RUN) reports validate build/run.json
 
-# Measures again what the README shows and writes it there.
+# Measures again what the README shows and writes it there. PEERS=1 adds the other libraries: pip install '.[peers]'.
 readme: $(VENV)/.bench
-	$(RUN) pytest benchmarks -k "$(K)" --benchmark-json=build/readme.json
+	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native)" --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
+	$(RUN) pytest benchmarks --benchmark-json=build/readme.json \
+		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8)"
+	$(RUN) reports table build/readme.json --format markdown --into README.md --section ablation
+	$(RUN) pytest benchmarks -m quantize --benchmark-json=build/readme.json \
+		-k "minilm and int4 and not (adaround or palette) or minilm-smoothquant-int8"
+	$(RUN) reports table build/readme.json --format markdown --into README.md --section quantizers
+ifdef PEERS
+	$(RUN) pytest benchmarks -m peer --benchmark-json=build/readme.json
+	$(RUN) reports table build/readme.json --format markdown --into README.md --section peers
+endif
 
 lint: $(VENV)/.test
 	$(RUN) ruff check .
