@@ -8,13 +8,13 @@ are the start, one of the two neighbours each, so that few steps are enough. A b
 trained to, what it started from, and plain rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from quant.calibrate import Batch
+from quant.calibrate import Batch, as_tensors
 from quant.execution import build_module
 from quant.graph import FloatGraph, QuantizedModel
 from quant.layers import Layer, Moments, weight_formats
@@ -58,7 +58,14 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
         with torch.enable_grad():
             return Reconstruction(graph, block).best()
 
-    return QuantizedModel(graph, scheme, quantize_sequentially(graph, list(formats), calibration, solve, refine))
+    batches = [part for batch in calibration for part in _small(batch)]
+    return QuantizedModel(graph, scheme, quantize_sequentially(graph, list(formats), batches, solve, refine))
+
+
+def _small(batch: Batch) -> list[tuple[Tensor, ...]]:
+    """Return a batch in parts of ``SAMPLES_PER_STEP``: a step takes one whole, with the sizes computed from it."""
+    tensors = as_tensors(batch)
+    return list(zip(*(tensor.split(SAMPLES_PER_STEP) for tensor in tensors), strict=True))
 
 
 class Reconstruction:
@@ -97,7 +104,9 @@ class Reconstruction:
         optimizer = torch.optim.Adam([soft.v for soft in softs.values()], LEARNING_RATE)
         scale = PENALTY * max(self.error(self.block.weights), 1e-8)
         count = sum(soft.v.numel() for soft in softs.values())
-        for step, (inputs, target) in enumerate(self._minibatches()):
+        generator = torch.Generator().manual_seed(0)
+        for step in range(STEPS):
+            inputs, target = self.data[int(torch.randint(len(self.data), (), generator=generator))]
             progress = (step / STEPS - WARM_UP) / (1 - WARM_UP)
             values = {name: soft.dequantize() for name, soft in softs.items()}
             loss = self._squared_error(values, inputs, target) / target.square().sum().clamp(min=1e-12)
@@ -108,13 +117,6 @@ class Reconstruction:
             loss.backward()
             optimizer.step()
         return {name: soft.hardened() for name, soft in softs.items()}
-
-    def _minibatches(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(STEPS):
-            inputs, target = self.data[int(torch.randint(len(self.data), (), generator=generator))]
-            chosen = torch.randperm(len(target), generator=generator)[:SAMPLES_PER_STEP]
-            yield tuple(value[chosen] if len(value) == len(target) else value for value in inputs), target[chosen]
 
     def _squared_error(self, values: dict[str, Tensor], inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
         (output,) = functional_call(self.module, values, inputs)

@@ -30,7 +30,7 @@ def blocks(residual_graph):
 
 def test_a_block_never_ends_worse_than_rounding_and_training_helps(residual_graph, blocks, monkeypatch):
     # From plain rounding the way is farther than from GPTQ's codes: larger steps, from a less settled start.
-    for name, value in {"STEPS": 100, "LEARNING_RATE": 0.05, "START": 0.8}.items():
+    for name, value in {"STEPS": 300, "LEARNING_RATE": 0.05, "START": 0.8}.items():
         monkeypatch.setattr(adaround, name, value)
     improved = 0
     for block in blocks:
@@ -92,16 +92,26 @@ def test_the_penalty_is_zero_only_where_every_code_is_decided():
         assert soft.penalty(2.0).item() == pytest.approx(weight.numel())
 
 
-def test_values_without_a_batch_reach_the_block_whole():
-    class Positions(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+class Heads(nn.Module):
+    """Sizes of the batch, computed in one block and used in the next, and a value that has no batch."""
 
-        def forward(self, x):
-            places = torch.arange(x.shape[1]).float().unsqueeze(-1)
-            return self.third(torch.relu(self.second(torch.relu(self.first(x)) + places)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.last = nn.Linear(6, 6)
 
-    graph = quant.capture(Positions().eval(), (torch.randn(3, 5, 6),))
-    quantized = quant.quantize(graph, "adaround", "int3", [(torch.randn(4, 5, 6),)])
-    assert set(quantized.weights) == {"first.weight", "second.weight", "third.weight"}
+    def forward(self, x):
+        batch, length, width = x.shape
+        places = torch.arange(length).float().unsqueeze(-1)
+        hidden = torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)) + places))))
+        return self.last(
+            hidden.view(batch, length, 2, width // 2).transpose(1, 2).reshape(batch, length, width) + places
+        )
+
+
+@pytest.mark.parametrize("samples", [1, 4, 19])
+def test_any_number_of_samples_and_values_without_a_batch_are_fine(samples, monkeypatch):
+    monkeypatch.setattr(adaround, "STEPS", 4)
+    graph = quant.capture(Heads().eval(), (torch.randn(3, 5, 6),), ({0: "batch", 1: "length"},))
+    quantized = quant.quantize(graph, "adaround", "int3", [(torch.randn(samples, 5, 6),)])
+    assert set(quantized.weights) == {f"{name}.weight" for name in ("first", "second", "third", "last")}
