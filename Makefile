@@ -19,7 +19,7 @@ test: $(VENV)/.test lint
 	$(RUN) pytest benchmarks -q -k 'digits and rtn and int4' --benchmark-json=build/run.json
 	$(RUN) reports validate build/run.json
 
-# Measures again what the README shows and writes it there. PEERS=1 adds the other libraries: pip install '.[peers]'.
+# Measures again what the README shows and writes it there. PEERS=1 adds other libraries, once '.[peers]' is installed.
 readme: $(VENV)/.bench
 	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native)" --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
@@ -30,7 +30,7 @@ readme: $(VENV)/.bench
 		-k "minilm and int4 and not (adaround or palette) or minilm-smoothquant-int8"
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section quantizers
 ifdef PEERS
-	$(RUN) pytest benchmarks -m peer --benchmark-json=build/readme.json
+	$(RUN) pytest benchmarks -m peer -k "not auto_round" --eval-samples 200 --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section peers
 endif
 
