@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.calibrate import Batch, as_tensors
-from quant.execution import build_module
+from quant.calibrate import Batch, observe_edges
 from quant.graph import Edge, FloatGraph
 from quant.layers import Moments, layer_of
-from quant.progress import steps
 
 _MOST_ROWS = 512
 """Rows kept of each value: enough to compare scales on."""
@@ -84,10 +82,7 @@ def sample_inputs(graph: FloatGraph, groups: Sequence[Group], batches: Sequence[
         raise ValueError("this method needs calibration data: pass at least one batch of inputs.")
     samplers = {group: _Sampler(graph, group, len(batches)) for group in groups}
     edges = {edge[1:]: sampler for group, sampler in samplers.items() for edge in group.edges if edge[0] == "forward"}
-    module = build_module(graph.graphs["forward"], graph.parameters, edges)
-    with torch.no_grad():
-        for batch in steps([as_tensors(batch) for batch in batches], "calibration batch"):
-            module(*batch)
+    observe_edges(graph, edges, batches)
     return {group: sampler.sample() for group, sampler in samplers.items() if sampler.rows}
 
 

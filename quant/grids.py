@@ -85,7 +85,7 @@ def fit_grids(
     if importance is not None:
         weights = importance.float().reshape(*[1] * (weight.ndim - importance.ndim), *importance.shape)
         shared = weights.shape[0] == 1 and block[0] == 1
-        weights = _elements(in_blocks(weights.expand(1 if shared else -1, *weight.shape[1:]), block))
+        weights = _elements(in_blocks(weights.expand(1 if shared else len(weight), *weight.shape[1:]), block))
         if shared and len(weights) < len(values):
             # Every row has the same: as many rows as are fitted at once hold them all.
             rows = max(1, at_once // len(weights))

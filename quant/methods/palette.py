@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quant.calibrate import Batch, as_tensors
-from quant.execution import build_module
+from quant.calibrate import Batch, observe_edges
 from quant.graph import FloatGraph, QuantizedModel
 from quant.layers import weight_formats
 from quant.methods._k_means import k_means, middles
@@ -119,10 +118,7 @@ def mean_squared_inputs(graph: FloatGraph, batches: Sequence[Batch]) -> dict[str
             observer = observers.setdefault((value, axis), _SquaresPerChannel(axis))
             edges[node, operator.data] = observer
             places.setdefault(parameter, []).append((graph.node((name, node, 0)), observer))
-    module = build_module(graph.graphs["forward"], graph.parameters, edges)
-    with torch.inference_mode():
-        for batch in map(as_tensors, batches):
-            module(*batch)
+    observe_edges(graph, edges, batches)
     for (value, _), observer in observers.items():
         if not torch.isfinite(observer.mean()).all():
             raise ValueError(f"calibration saw NaN or infinity at {value!r}: check the calibration data.")

@@ -134,7 +134,7 @@ def rounded_biases(
 def _finest_where_dead(weight: QuantizedTensor) -> Tensor:
     """Return the scales of output channels [out], for a channel of zeros the smallest of the others."""
     scale = weight.scale.flatten().clone()
-    if len(scale) == len(weight.codes):
+    if weight.scale.shape[0] == len(scale) == len(weight.codes):
         dead = (weight.codes == 0).flatten(1).all(1)
         if dead.any() and not dead.all():
             scale[dead] = scale[~dead].min()

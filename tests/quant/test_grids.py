@@ -54,6 +54,20 @@ def test_importance_weighs_errors_and_fits():
     assert blocks.least_squares(codes, values, grid.scale).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("block", [(1, 4), (1, 8), (6, 8)])
+def test_importance_of_columns_holds_for_every_row(block):
+    weight, importance = torch.randn(6, 8), torch.rand(1, 8) + 0.1
+    seen = []
+
+    def fit(blocks):
+        seen.append(blocks.importance)
+        return covering(blocks)
+
+    fit_grids(weight, SYMMETRIC, block, fit, importance)
+    expected = importance.expand(6, 8).reshape(-1, block[0], 8 // block[1], block[1]).transpose(1, 2).flatten(2)
+    assert torch.equal(torch.cat(seen), expected.reshape(-1, block[0] * block[1]))
+
+
 def test_a_fit_without_an_answer_keeps_the_old_scale():
     blocks = Blocks(torch.zeros(1, 4), None, SYMMETRIC)
     old = torch.tensor([[0.25]])
