@@ -1,11 +1,12 @@
-"""``python -m reports``: check saved runs and print their tables."""
+"""``python -m reports``: what can be done with saved runs; one file in ``reports/commands`` per command."""
 
 import argparse
+import importlib
+import pkgutil
 import sys
-from collections import Counter
-from pathlib import Path
 
-from reports.record import Run, RunError, full_name, read_run, validate
+from reports import commands
+from reports.runs import RunError
 
 EXAMPLE = """\
 example:
@@ -17,10 +18,10 @@ BAD_INPUT = 4
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns 0, or 4 after printing one sentence for each problem of the input."""
+    """Run one command; returns its exit status, 4 after one sentence for each problem of the input."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        return options.run(options)
     except RunError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
@@ -33,74 +34,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = commands.add_parser("validate", help="check every record of the runs against the schema")
-    check.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
-    check.set_defaults(command=_validate)
-    show = commands.add_parser("table", help="print the table of a run and one sentence of advice")
-    show.add_argument("run", type=Path, metavar="RUN.json")
-    show.add_argument("--format", choices=("text", "markdown"), default="text")
-    show.add_argument("-v", "--verbose", action="store_true", help="add flips, error, bits, coverage and parity")
-    show.add_argument("--into", type=Path, metavar="FILE", help="write it into FILE between the markers of --section")
-    show.add_argument("--section", default="table", help="<!-- begin SECTION --> and <!-- end SECTION --> (table)")
-    show.set_defaults(command=_table)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
+        command = importlib.import_module(f"{commands.__name__}.{module.name}")
+        command.add_arguments(_subparser(subparsers, module.name, command))
     return parser
 
 
-def _validate(options: argparse.Namespace) -> int:
-    problems, records = [], 0
-    for path in options.runs:
-        try:
-            run = read_run(path)
-        except RunError as error:
-            problems.append(str(error))
-        else:
-            problems += _problems(run)
-            records += len(run.records)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        return BAD_INPUT
-    print(f"{records} record{'' if records == 1 else 's'} valid")
-    return 0
-
-
-def _table(options: argparse.Namespace) -> int:
-    from reports.embed import embed, machine_line
-    from reports.summary import summary
-
-    run = read_run(options.run)
-    problems = _problems(run)
-    if problems:
-        more = f" ({len(problems) - 1} more: python -m reports validate {run.path})" if len(problems) > 1 else ""
-        raise RunError(problems[0] + more)
-    text = summary(run.records, options.verbose, "github" if options.format == "markdown" else "simple")
-    if options.into:
-        embed(options.into, options.section, f"{text}\n\n{machine_line(run)}")
-    else:
-        print(text)
-    return 0
-
-
-def _problems(run: Run) -> list[str]:
-    """Every problem of a run's records, each with its file and case."""
-    if not run.records:
-        return [f"{run.path} holds no record; nothing was measured in that run."]
-    names = [_name(record) for record in run.records]
-    problems = [
-        f"{run.path}: {name}: {problem}"
-        for name, record in zip(names, run.records, strict=True)
-        for problem in validate(record)
-    ]
-    repeated = [name for name, times in Counter(names).items() if times > 1]
-    return problems + [f"{run.path}: {name} was recorded more than once." for name in repeated]
-
-
-def _name(record: dict) -> str:
-    try:
-        return full_name(record)
-    except (KeyError, TypeError):
-        return "unnamed record"
+def _subparser(subparsers: argparse._SubParsersAction, name: str, command: object) -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, formatter_class=formatter)
+    subparser.set_defaults(run=command.run)
+    return subparser
 
 
 if __name__ == "__main__":

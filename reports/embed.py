@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reports.record import Run, RunError
+from reports.runs import Run, RunError
 
 
 def embed(document: Path, section: str, content: str) -> None:

@@ -1,4 +1,4 @@
-"""The record: what one case measured, in one JSON schema, and the file that holds the records of a run.
+"""The record: what one case measured, in one JSON schema.
 
 A record lives in ``extra_info["quant"]`` of one benchmark in pytest-benchmark's own JSON, so every tool that reads such
 a file still does. Times are in seconds, sizes in bytes; shares lie between 0 and 1; ``accuracy.value``, ``delta`` and
@@ -8,12 +8,9 @@ why in ``reason``; a section nothing could be measured of is ``{"reason": "..."}
 
 import base64
 import binascii
-import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,21 +28,6 @@ Check = Callable[[Any], str | None]
 _FLOAT_TAG = "float32:"
 # A cosine or a share summed in single precision may end a little above one.
 _ROUNDING = 1e-6
-
-
-class RunError(Exception):
-    """A run file that cannot be read; the message is one sentence with the remedy."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One saved run: its records in file order, and what pytest-benchmark and this suite know of the run as a whole."""
-
-    path: Path
-    records: list[Record]
-    quant: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
-    commit: dict[str, Any] = field(default_factory=dict)
 
 
 def case_id(record: Record) -> str:
@@ -92,10 +74,10 @@ def plain(value: Any) -> Any:
 def validate(record: Any) -> list[str]:
     """Every problem of a record, one sentence each, beginning with its path; an empty list means a good record."""
     if not isinstance(record, dict):
-        return [f"The record is {_type(record)}, not an object."]
-    schema = record.get("schema")
-    if _count(schema) is None and schema > SCHEMA:
-        return [_newer(schema)]
+        return [f"The record is {type_name(record)}, not an object."]
+    newer = newer_schema(record)
+    if newer:
+        return [newer]
     problems = _impurities(record, "")
     for name, check in (("schema", _schema), ("kind", _one_of(*KINDS)), ("evidence", _one_of(*EVIDENCE))):
         problems += _problems(name, check, record)
@@ -104,34 +86,18 @@ def validate(record: Any) -> list[str]:
     return problems + _contradictions(record)
 
 
-def read_run(path: str | os.PathLike) -> Run:
-    """Read a run that ``--benchmark-save`` or ``--benchmark-json`` wrote.
+def newer_schema(holder: Record) -> str | None:
+    """What is wrong where a record, or a run, was written with a schema that this version cannot read."""
+    schema = holder.get("schema")
+    if _count(schema) is not None or schema <= SCHEMA:
+        return None
+    return f"schema is {schema}, written by a newer version; this one reads {SCHEMA}: update quant-benchmarks."
 
-    Benchmarks without a record of ours are left out. The records are not validated here, except that each is an object
-    of a schema this version can read.
 
-    Raises:
-        RunError: when the file is missing, truncated, not a pytest-benchmark file, without any record of ours, or
-            written with a newer schema.
-    """
-    path = Path(path)
-    document = _read_json(path)
-    benchmarks = document.get("benchmarks") if isinstance(document, dict) else None
-    if not isinstance(benchmarks, list) or not all(isinstance(benchmark, dict) for benchmark in benchmarks):
-        raise RunError(f"{path} is not a pytest-benchmark file; save a run with --benchmark-json={path.name}.")
-    quant = document.get("quant") or {}
-    extras = [benchmark.get("extra_info") or {} for benchmark in benchmarks]
-    records = [extra["quant"] for extra in extras if isinstance(extra, dict) and "quant" in extra]
-    for part in (quant, *records):
-        if not isinstance(part, dict):
-            raise RunError(f"{path} holds {_type(part)} where a record should be; measure the run again.")
-        schema = part.get("schema")
-        if _count(schema) is None and schema > SCHEMA:
-            raise RunError(f"{path}: {_newer(schema)}")
-    if not records and not quant:
-        raise RunError(f"{path} holds no quantization record; it was not saved by `pytest benchmarks`.")
-    machine, commit = document.get("machine_info") or {}, document.get("commit_info") or {}
-    return Run(path=path, records=records, quant=quant, machine=machine, commit=commit)
+def type_name(value: Any) -> str:
+    """What JSON calls the type of a value, with its article."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else f"a {type(value).__name__}")
 
 
 def pack_outcomes(outcomes: "numpy.ndarray") -> str:
@@ -167,29 +133,6 @@ def unpack_outcomes(text: str, n: int) -> "numpy.ndarray":
     return numpy.unpackbits(numpy.frombuffer(data, numpy.uint8), count=n).astype(bool)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist; save a run with --benchmark-json={path.name}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or 'not UTF-8'}.") from None
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise RunError(f"{path} is not complete JSON ({where}): the save was cut short; measure again.") from None
-
-
-def _newer(schema: int) -> str:
-    return f"schema is {schema}, written by a newer version; this one reads {SCHEMA}: update quant-benchmarks."
-
-
-def _type(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
-    return names.get(type(value), "an object" if isinstance(value, dict) else f"a {type(value).__name__}")
-
-
 def _show(value: Any) -> str:
     return "null" if value is None else repr(value)[:60]
 
@@ -200,7 +143,7 @@ def _schema(value: Any) -> str | None:
 
 def _number(value: Any) -> str | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if number else f"is {_type(value)}, not a number"
+    return None if number else f"is {type_name(value)}, not a number"
 
 
 def _at_least(lowest: float, highest: float = math.inf) -> Check:
@@ -295,7 +238,7 @@ SECTIONS: dict[str, dict[str, Check | dict[str, Check]]] = {
 def _section_problems(name: str, fields: dict, record: Record) -> list[str]:
     section = record.get(name)
     if not isinstance(section, dict):
-        missing = "is missing" if name not in record else f"is {_type(section)}, not an object"
+        missing = "is missing" if name not in record else f"is {type_name(section)}, not an object"
         return [f'{name} {missing}; a section without figures is {{"reason": "..."}}.']
     reason = section.get("reason")
     if reason is not None and _text(reason):
@@ -315,7 +258,7 @@ def _problems(path: str, check: Check | dict[str, Check], holder: dict, section:
         return [] if holder.get("reason") else [f"{path} is null, but {section}.reason does not say why."]
     if isinstance(check, dict):
         if not isinstance(value, dict):
-            return [f"{path} is {_type(value)}, not an object."]
+            return [f"{path} is {type_name(value)}, not an object."]
         return [problem for inner in check for problem in _problems(f"{path}.{inner}", check[inner], value)]
     problem = check(value)
     return [f"{path} {problem}."] if problem else []

@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks.matrix import matrix, quantizers
 from benchmarks.peers import peer_cases
-from reports.record import read_run, unpack_outcomes, validate
+from reports.record import unpack_outcomes, validate
+from reports.runs import read_run
 
 ROOT = Path(__file__).parents[2]
 PYTEST = [sys.executable, "-m", "pytest"]

@@ -1,7 +1,7 @@
 import pytest
 
 from reports.embed import embed, machine_line
-from reports.record import Run, RunError
+from reports.runs import Run, RunError
 
 
 def test_replaces_only_what_stands_between_its_markers(tmp_path):
