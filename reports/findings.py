@@ -31,7 +31,7 @@ class Finding:
     loss      how much worse this run is
     interval  95 % interval of the loss, None where the metric has no sampling error
     p_value   that there is no loss, before correction for the number of cases
-    samples   how many samples, or pairs of rounds, the two runs share
+    samples   how many samples the two runs share; None where it is not samples that decide
     needed    how many would decide, where it is inconclusive
     reason    why it is not judged, or what a reader must know besides
     """
@@ -169,8 +169,7 @@ def _speed(pair: Pair, limit: Limit) -> Finding:
     loss, interval, p_value = speed_change(*ratios, *intervals)
     scale = {"percent": 100.0, "absolute": ratios[0]}[limit.unit]
     bounds = (scale * interval.low, scale * interval.high)
-    rounds = min(record["speed"].get("rounds") or 0 for record in (pair.before, pair.after)) or None
-    return Finding(pair.name, limit, "inconclusive", *ratios, scale * loss, bounds, p_value, rounds)
+    return Finding(pair.name, limit, "inconclusive", *ratios, scale * loss, bounds, p_value)
 
 
 def _exact(pair: Pair, limit: Limit, measure: Measure, before: float, after: float) -> Finding:
