@@ -49,12 +49,13 @@ class Measurement:
             self._benchmark.pedantic(artifact.executable, args=inputs)
             self._sections["speed"] = {"reason": reason}
             return
-        times = timing.time_paired(
-            self._benchmark,
-            lambda: artifact.executable(*inputs),
-            lambda: baseline.executable(*inputs),
-            self._seconds,
+        twin = self._workshop.twin(baseline)
+        models = timing.Models(
+            variant=lambda: artifact.executable(*inputs),
+            baseline=lambda: baseline.executable(*inputs),
+            twin=lambda: twin(*inputs),
         )
+        times = timing.time_paired(self._benchmark, models, self._seconds, self._workshop.settings.threads)
         self._sections["speed"] = timing.speed(times) if times else {"reason": "timing is disabled in this run"}
         self._sections["speed"]["batch"] = self._workshop.settings.batch
 

@@ -77,6 +77,7 @@ class Workshop:
         self._models: dict[str, Model] = {}
         self._prepared: Prepared | None = None
         self._baseline: Artifact | None = None
+        self._twin: tuple[Artifact, Executable] | None = None
 
     def model(self, name: str) -> Model:
         """Return the zoo's description of a model; it loads no weights."""
@@ -98,7 +99,7 @@ class Workshop:
     def prepare(self, name: str) -> Prepared:
         """Return a model with its float graph."""
         if self._prepared is None or self._prepared.model.name != name:
-            self._baseline = None
+            self._baseline = self._twin = None
             self._prepared = self._prepare(name)
         return self._prepared
 
@@ -156,6 +157,13 @@ class Workshop:
             calibration = self.calibration(case.model)
             self._baseline = self.compile(case.baseline, self.quantize(case.baseline, calibration), calibration)
         return self._baseline
+
+    def twin(self, baseline: Artifact) -> Executable:
+        """Return a baseline's artefact loaded a second time, against which the first is timed."""
+        if self._twin is None or self._twin[0] is not baseline:
+            target = baseline.case.target
+            self._twin = baseline, target.load().load(baseline.entry.path, self.settings.threads, target.device)
+        return self._twin[1]
 
     def outputs(self, artifact: Artifact, samples: Samples) -> np.ndarray:
         """Return float32 [n, ...]: the first output on each sample; fewer than asked if the time cap was reached."""

@@ -223,14 +223,25 @@ SECTIONS: dict[str, dict[str, Check | dict[str, Check]]] = {
     "cost": {"seconds": _non_negative, "peak_bytes": _count, "cached": _flag},
     "speed": {
         "protocol": _text,
+        "rounds": _count,
+        "refused": _flag,
         "ratio": _non_negative,
         "ci95": _interval,
         "p50": _non_negative,
         "p90": _non_negative,
         "p99": _non_negative,
         "baseline_p50": _non_negative,
+        "null": {"ratio": _non_negative, "ci95": _interval},
+        "load": {"others": _non_negative, "free": _count, "stolen": _non_negative},
+        "samples": {"rounds": _count, "baseline": _text, "variant": _text},
     },
-    "memory": {"peak_bytes": _count},
+    "memory": {
+        "peak_bytes": _count,
+        "growth_bytes": _count,
+        "baseline_peak_bytes": _count,
+        "baseline_growth_bytes": _count,
+        "ratio": _non_negative,
+    },
     "scores": {"dataset_sha256": _sha256, "packed": _text},
 }
 

@@ -29,15 +29,26 @@ GOOD = {
     "cost": {"seconds": 3.1, "peak_bytes": 400_000_000, "cached": False},
     "speed": {
         "protocol": "interleaved, 40 pairs",
+        "rounds": 40,
+        "refused": False,
         "ratio": 1.87,
         "ci95": [1.83, 1.91],
         "p50": 0.0123,
         "p90": 0.0131,
         "p99": None,
         "baseline_p50": 0.0230,
+        "null": {"ratio": 1.002, "ci95": [0.996, 1.008]},
+        "load": {"others": 0.1, "free": 1, "stolen": 0.0},
+        "samples": {"rounds": 2, "baseline": "float32:f2q8PHKKjjw=", "variant": "float32:8IVJPKabRDw="},
         "reason": "p99 needs 200 rounds",
     },
-    "memory": {"peak_bytes": 300_000_000},
+    "memory": {
+        "peak_bytes": 300_000_000,
+        "growth_bytes": 60_000_000,
+        "baseline_peak_bytes": 420_000_000,
+        "baseline_growth_bytes": 180_000_000,
+        "ratio": 300 / 420,
+    },
     "scores": {"dataset_sha256": "c" * 64, "packed": "AAAA"},
 }
 
