@@ -218,7 +218,7 @@ def speed_change(
 
 
 def time_change(base: numpy.ndarray, head: numpy.ndarray, seed: int = 0) -> Change:
-    """How much longer a call takes, as a share of the base's time, from the times, float [n] and float [m], of two runs.
+    """How much longer a call takes, as a share of the base's time, from the times, float [n] and [m], of two runs.
 
     The loss is median(head) / median(base) - 1. It means something only where both ran in the same environment.
 

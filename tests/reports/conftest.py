@@ -47,7 +47,7 @@ GOOD = {
         "growth_bytes": 60_000_000,
         "baseline_peak_bytes": 420_000_000,
         "baseline_growth_bytes": 180_000_000,
-        "ratio": 300 / 420,
+        "ratio": 60 / 180,
     },
     "scores": {"dataset_sha256": "c" * 64, "packed": "AAAA"},
 }
