@@ -291,7 +291,7 @@ def _impurities(value: Any, path: str) -> list[str]:
 
 
 def _contradictions(record: Record) -> list[str]:
-    """Figures that deny each other: such a record mixes two units, or two directions."""
+    """Figures that deny each other: such a record mixes two units, two directions, or a figure with its refusal."""
     problems = []
     baseline, value, delta = _figures(record, "accuracy", "baseline", "value", "delta")
     if delta is not None and not math.isclose(delta, value - baseline, rel_tol=1e-4, abs_tol=1e-6):
@@ -299,6 +299,9 @@ def _contradictions(record: Record) -> list[str]:
     size, baseline, ratio = _figures(record, "size", "bytes", "baseline_bytes", "ratio")
     if ratio is not None and baseline and not math.isclose(ratio, size / baseline, rel_tol=1e-2):
         problems.append(f"size.ratio is {ratio}, but bytes / baseline_bytes is {size / baseline:.6g}.")
+    (ratio,) = _figures(record, "speed", "ratio")
+    if ratio is not None and record["speed"].get("refused") is True:
+        problems.append(f"speed.refused is true, but speed.ratio is {ratio}.")
     return problems
 
 
