@@ -21,7 +21,7 @@ def describe(machine_info: dict, threads: int) -> dict[str, object]:
     """Return threads, affinity, instruction sets and library versions, in plain JSON types."""
     flags = machine_info.get("cpu", {}).get("flags", ())
     return {
-        "cpu": machine_info.get("cpu", {}).get("brand_raw", platform.processor()),
+        "cpu": _chip(machine_info.get("cpu", {})),
         "isa": sorted({flag.replace("_", "") for flag in (*ISA, *ARM_ISA) if flag in flags}),
         "threads": threads,
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -29,6 +29,13 @@ def describe(machine_info: dict, threads: int) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def cpu_name() -> str:
+    """Return the chip's name, as :func:`describe` does."""
+    import cpuinfo
+
+    return _chip(cpuinfo.get_cpu_info() or {})
 
 
 def drop_varying(machine_info: dict) -> None:
@@ -41,6 +48,10 @@ def differences(current: dict[str, object], saved: dict[str, object]) -> list[st
     """Return what differs between two environments, as ``threads: 1, was 2``."""
     names = sorted({*current, *saved})
     return [f"{n}: {current.get(n)}, was {saved.get(n)}" for n in names if current.get(n) != saved.get(n)]
+
+
+def _chip(cpu: dict) -> str:
+    return cpu.get("brand_raw", platform.processor())
 
 
 def _version(package: str) -> str | None:
