@@ -37,11 +37,12 @@ class CostMeasurement:
         name = self.case.model
         before, samples = trials.float_outputs(name), self._workshop.evaluation(name)
         model, reference = self._workshop.model(name), self._workshop.reference(name)
+        outcomes = judging.outcomes(model, reference, before, trial.outputs, samples)
         self._sections |= {
             "cost": self._cost(trial.cost),
-            "accuracy": judging.accuracy(model, reference, before, trial.outputs, samples),
-            "fidelity": judging.fidelity(model, reference, before, trial.outputs),
-            "scores": judging.scores(model, reference, trial.outputs, samples),
+            "accuracy": judging.accuracy(model, outcomes, samples),
+            "fidelity": judging.fidelity(outcomes),
+            "scores": judging.scores(outcomes, trial.outputs, samples),
             "peer": self._comparison(trial, ours),
         }
 

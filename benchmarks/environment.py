@@ -44,12 +44,6 @@ def drop_varying(machine_info: dict) -> None:
         machine_info.get("cpu", {}).pop(name, None)
 
 
-def differences(current: dict[str, object], saved: dict[str, object]) -> list[str]:
-    """Return what differs between two environments, as ``threads: 1, was 2``."""
-    names = sorted({*current, *saved})
-    return [f"{n}: {current.get(n)}, was {saved.get(n)}" for n in names if current.get(n) != saved.get(n)]
-
-
 def _chip(cpu: dict) -> str:
     return cpu.get("brand_raw", platform.processor())
 

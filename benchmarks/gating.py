@@ -6,25 +6,22 @@ regression in a traceback: here all of them apply, and they are told in the same
 
 import argparse
 import os
-import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from _pytest.junitxml import xml_key  # what pytest's own fixture record_testsuite_property reads
 
-from benchmarks import environment
 from benchmarks.outcomes import outcomes
 from benchmarks.saving import BASELINE, is_worker, this_run
-from reports.judgement import Finding, Judgement, judge
 from reports.limits import Limit, LimitError, parse_limit
-from reports.record import record_name
 from reports.verdicts import finding_text, verdict_text
 
+if TYPE_CHECKING:
+    from reports.judgement import Judgement
+
 _CHECKS = pytest.StashKey[list[Limit]]()
-_JUDGEMENT = pytest.StashKey[Judgement]()
-_CHECK = re.compile(r"(min|max|mean|median|stddev|iqr):([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)(%?)")
+_JUDGEMENT = pytest.StashKey["Judgement"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,25 +52,31 @@ def _limit(text: str) -> Limit:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     option = config.option
-    checks = compare_fail_checks(config) if option.benchmark_compare_fail else []
+    checks = [] if is_worker(config) or not option.benchmark_compare_fail else _compare_fail_checks(config)
     config.stash[_CHECKS], option.benchmark_compare_fail = checks, None
-    if (checks or option.metric_compare_fail or option.fail_inconclusive) and not option.benchmark_compare:
-        given = "--benchmark-compare-fail" if checks else "--metric-compare-fail"
-        raise pytest.UsageError(f"{given} needs a baseline: add --benchmark-compare=NAME, the name of a saved run.")
+    given = {
+        "--benchmark-compare-fail": checks,
+        "--metric-compare-fail": option.metric_compare_fail,
+        "--fail-inconclusive": option.fail_inconclusive,
+    }
+    asked = next((name for name, value in given.items() if value), None)
+    if asked and not option.benchmark_compare and not is_worker(config):
+        raise pytest.UsageError(f"{asked} needs a baseline: add --benchmark-compare=NAME, the name of a saved run.")
 
 
-def compare_fail_checks(config: pytest.Config) -> list[Limit]:
+def _compare_fail_checks(config: pytest.Config) -> list[Limit]:
     """Return every ``--benchmark-compare-fail`` given, of which pytest-benchmark's own option holds the last alone."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--benchmark-compare-fail", nargs="+", action="extend", default=[])
+    parser.add_argument("--benchmark-compare-fail", nargs="+", action="extend", default=[], type=_check)
     variable = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
     arguments = [*config.getini("addopts"), *variable, *map(str, config.invocation_params.args)]
-    matches = [_CHECK.fullmatch(text) for text in parser.parse_known_args(arguments)[0].benchmark_compare_fail]
-    return [
-        Limit(match[1], float(match[2]), "percent" if match[3] else "absolute", "*", match[0])
-        for match in matches
-        if match
-    ]
+    return parser.parse_known_args(arguments)[0].benchmark_compare_fail
+
+
+def _check(text: str) -> Limit:
+    """Read what pytest-benchmark has accepted already, such as ``min:5%`` or ``mean:0.001``."""
+    statistic, amount = text.split(":")
+    return Limit(statistic, float(amount.rstrip("%")), "percent" if amount.endswith("%") else "absolute", "*", text)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,6 +86,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if BASELINE not in config.stash or is_worker(config) or config.option.collectonly or not ended:
         return
+    from benchmarks.checks import with_checks  # imports numpy, before which threads must be pinned
+    from reports.judgement import judge
+
     limits, checks = config.option.metric_compare_fail, config.stash[_CHECKS]
     judgement = judge(config.stash[BASELINE], this_run(config), limits)
     if checks:
@@ -91,37 +97,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if (limits or checks) and exitstatus != pytest.ExitCode.TESTS_FAILED and _fails(config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     _record_properties(config, judgement)
-
-
-def with_checks(judgement: Judgement, checks: Sequence[Limit], session: object) -> Judgement:
-    """Add what ``--benchmark-compare-fail`` asks: a statistic of pytest-benchmark's against the baseline's."""
-    base = {name: bench for mapping in session.compared_mapping.values() for name, bench in mapping.items()}
-    elsewhere = environment.differences(judgement.head.machine["quant"], judgement.base.machine.get("quant", {}))
-    findings = [
-        _checked(bench, base[bench.fullname]["stats"], check, elsewhere)
-        for bench in session.benchmarks
-        if bench and not bench.has_error and bench.fullname in base
-        for check in checks
-    ]
-    problems = list(judgement.problems)
-    if not any(finding.verdict != "not judged" for finding in findings):
-        why = "; ".join(dict.fromkeys(finding.reason for finding in findings)) or "no case has a time in both runs"
-        problems.append(f"{', '.join(check.text for check in checks)} could not be judged: {why}.")
-    return replace(judgement, findings=[*judgement.findings, *findings], problems=problems)
-
-
-def _checked(bench: object, base: dict, check: Limit, elsewhere: list[str]) -> Finding:
-    extra = bench.extra_info.get("quant")
-    name = record_name(extra) if extra else bench.name
-    before, after = base.get(check.metric), bench[check.metric]
-    if extra and extra["speed"].get("p50") is None:
-        return Finding(name, check, "not judged", reason=extra["speed"].get("reason") or "it was not timed")
-    if elsewhere:
-        return Finding(name, check, "not judged", before, after, reason=f"it ran elsewhere: {'; '.join(elsewhere)}")
-    if before is None or (before == 0 and check.unit == "percent"):
-        return Finding(name, check, "not judged", before, after, reason=f"the baseline has no {check.metric}")
-    loss = 100 * (after / before - 1) if check.unit == "percent" else after - before
-    return Finding(name, check, "regressed" if loss > check.amount else "pass", before, after, loss)
 
 
 def _fails(config: pytest.Config) -> bool:

@@ -33,11 +33,12 @@ class Measurement:
         before, after = before[:common], after[:common]
         for case, outputs in ((baseline.case, before), (self.case, after)):
             _refuse_not_finite(case, outputs)
+        outcomes = judging.outcomes(model, reference, before, after, samples)
         self._sections |= {
-            "accuracy": judging.accuracy(model, reference, before, after, samples),
-            "fidelity": {**judging.fidelity(model, reference, before, after), "truncated": common < len(samples)},
+            "accuracy": judging.accuracy(model, outcomes, samples),
+            "fidelity": {**judging.fidelity(outcomes), "truncated": common < len(samples)},
             "parity": self._parity(artifact, samples, after),
-            "scores": judging.scores(model, reference, after, samples),
+            "scores": judging.scores(outcomes, after, samples),
             **self._artifact_sections(artifact, baseline),
         }
 

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 # A check returns what is wrong with a value, worded to follow the value's path, or None.
 Check = Callable[[Any], str | None]
 
-_FLOAT_TAG = "float32:"
+_PACKED = {"float32:": "<f4", "int32:": "<i4", "uint32:": "<u4"}
 # A cosine or a share summed in single precision may end a little above one.
 _ROUNDING = 1e-6
 
@@ -101,7 +101,7 @@ def type_name(value: Any) -> str:
 
 
 def pack_outcomes(outcomes: "numpy.ndarray") -> str:
-    """Pack per-sample outcomes [n] into text: right-or-wrong (bool) one bit each, any other number as float32."""
+    """Pack per-sample outcomes [n] into text: right-or-wrong (bool) a bit each, whole numbers 32, others as float32."""
     import numpy
 
     outcomes = numpy.asarray(outcomes)
@@ -109,27 +109,29 @@ def pack_outcomes(outcomes: "numpy.ndarray") -> str:
         raise ValueError(f"Per-sample outcomes must have one dimension, not shape {outcomes.shape}.")
     if outcomes.dtype == numpy.bool_:
         return base64.b64encode(numpy.packbits(outcomes).tobytes()).decode("ascii")
-    return _FLOAT_TAG + base64.b64encode(outcomes.astype("<f4").tobytes()).decode("ascii")
+    tag = {"u": "uint32:", "i": "int32:"}.get(outcomes.dtype.kind, "float32:")
+    return tag + base64.b64encode(outcomes.astype(_PACKED[tag]).tobytes()).decode("ascii")
 
 
 def unpack_outcomes(text: str, n: int) -> "numpy.ndarray":
-    """The ``n`` outcomes of ``pack_outcomes``: bool [n], or float32 [n] where they were numbers.
+    """The ``n`` outcomes of ``pack_outcomes``: bool [n], or float32, int32 or uint32 [n] where they were numbers.
 
     Raises:
         ValueError: when the text is damaged or holds another number of samples.
     """
     import numpy
 
-    numbers = text.startswith(_FLOAT_TAG)
+    tag = next((tag for tag in _PACKED if text.startswith(tag)), "")
     try:
-        data = base64.b64decode(text.removeprefix(_FLOAT_TAG), validate=True)
+        data = base64.b64decode(text.removeprefix(tag), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"Packed outcomes are not base64 text ({error}); measure the run again.") from None
-    expected = 4 * n if numbers else math.ceil(n / 8)
+    expected = 4 * n if tag else math.ceil(n / 8)
     if len(data) != expected:
         raise ValueError(f"Packed outcomes hold {len(data)} bytes where {n} samples need {expected}.")
-    if numbers:
-        return numpy.frombuffer(data, "<f4").astype(numpy.float32)
+    if tag:
+        packed = numpy.frombuffer(data, _PACKED[tag])
+        return packed.astype(packed.dtype.newbyteorder("="))
     return numpy.unpackbits(numpy.frombuffer(data, numpy.uint8), count=n).astype(bool)
 
 

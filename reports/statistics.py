@@ -7,7 +7,8 @@ All random draws are seeded. Accuracies and their differences are shares; a loss
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -20,9 +21,13 @@ FEW = 20
 # The median of fewer pairs has no 95 % interval: 2 * 0.5**5 is above 0.05.
 FEWEST_PAIRS = 6
 
+# Standard deviation of the log of a speed ratio between processes on one quiet machine, beyond that within them.
+BETWEEN_RUNS = 0.015
+
 _Z95 = NormalDist().inv_cdf(0.975)
 _CHUNK_ELEMENTS = 1 << 21
 _EXACT_CLUSTERS = 12
+_CACHED_ROWS = 1_000
 
 
 class Interval(NamedTuple):
@@ -85,7 +90,7 @@ def accuracy_interval(
     regressed, fixed = flips(baseline, variant)
     n = len(baseline)
     differences = numpy.asarray(variant, float) - numpy.asarray(baseline, float)
-    sums, sizes = _by_cluster(differences, clusters)
+    sums, sizes = by_cluster(differences, clusters)
     if len(sums) == n:
         return tango(regressed, fixed, n)
     if numpy.count_nonzero(sums) >= FEW:
@@ -120,29 +125,6 @@ def tango(regressed: float, fixed: float, n: float) -> Interval:
     return Interval(low, high, "Tango score")
 
 
-def mean_interval(differences: numpy.ndarray, clusters: numpy.ndarray | None = None, seed: int = 0) -> Interval | None:
-    """95 % interval of a mean of paired differences, float [n], for metrics that are not right-or-wrong.
-
-    The percentile bootstrap over clusters (Efron and Tibshirani 1993, chapter 13); under ``FEW`` clusters Student's t
-    on the clusters' means, because the bootstrap of a few is too short. None where there is a single cluster: nothing
-    then tells chance from effect. Identical outputs, all differences exactly zero, give [0, 0].
-
-    Raises:
-        ValueError: when there is no sample, or a difference is not finite.
-    """
-    sums, sizes = _by_cluster(_finite(differences), clusters)
-    if len(sums) == 1:
-        return None
-    if len(sums) >= FEW:
-        low, high = _bootstrap_of_mean(sums, sizes, seed)
-        return Interval(low, high, "bootstrap, 95 % percentile")
-    from scipy.stats import t
-
-    mean = sums.sum() / sizes.sum()
-    margin = float(t.ppf(0.975, len(sums) - 1)) * math.sqrt(_variance_of_mean(sums, sizes))
-    return Interval(float(mean - margin), float(mean + margin), f"Student's t on {len(sums)} clusters")
-
-
 def paired_p_value(differences: numpy.ndarray, clusters: numpy.ndarray | None = None, seed: int = 0) -> float:
     """Two-sided p-value that the mean of paired differences, float [n], is zero: Fisher's sign-flip test on clusters.
 
@@ -153,7 +135,7 @@ def paired_p_value(differences: numpy.ndarray, clusters: numpy.ndarray | None = 
     Raises:
         ValueError: when there is no sample, or a difference is not finite.
     """
-    sums, _ = _by_cluster(_finite(differences), clusters)
+    sums, _ = by_cluster(_finite(differences), clusters)
     sums = sums[sums != 0]
     # Sums that are equal on paper differ by rounding: they count as at least as extreme.
     observed = abs(sums.sum()) - 1e-9 * numpy.abs(sums).sum()
@@ -166,6 +148,16 @@ def paired_p_value(differences: numpy.ndarray, clusters: numpy.ndarray | None = 
         signs = random.integers(0, 2, size=(rows, len(sums)), dtype=numpy.int8)
         extreme += int(numpy.count_nonzero(numpy.abs((2.0 * signs - 1) @ sums) >= observed))
     return (extreme + 1) / (PERMUTATIONS + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted so that the chance of any false alarm among them stays at the level (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(order), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def speed_ratio(baseline: numpy.ndarray, variant: numpy.ndarray, seed: int = 0) -> SpeedRatio:
@@ -189,6 +181,22 @@ def speed_ratio(baseline: numpy.ndarray, variant: numpy.ndarray, seed: int = 0) 
     return SpeedRatio(ratio, Interval(math.exp(low), math.exp(high), "paired bootstrap, 95 % percentile"))
 
 
+def speed_change(
+    before: float, after: float, before_bounds: Sequence[float], after_bounds: Sequence[float]
+) -> tuple[float, Interval, float]:
+    """How much of a speed ratio is lost between two runs, 1 - after / before, with its 95 % interval and p-value.
+
+    Each ratio comes with its own interval, from its rounds. Two runs of the same program differ by more than their
+    rounds tell, because processes differ in how their memory lies: ``BETWEEN_RUNS`` is added for each. Logarithms of
+    ratios are taken as normal.
+    """
+    widths = [math.log(high / low) / (2 * _Z95) for low, high in (before_bounds, after_bounds)]
+    error = math.sqrt(sum(width**2 + BETWEEN_RUNS**2 for width in widths))
+    step = math.log(after / before)
+    interval = Interval(-math.expm1(step + _Z95 * error), -math.expm1(step - _Z95 * error), "both runs' rounds")
+    return -math.expm1(step), interval, 2 * NormalDist().cdf(-abs(step) / error)
+
+
 def _paired(baseline: numpy.ndarray, variant: numpy.ndarray, dtype: type) -> tuple[numpy.ndarray, numpy.ndarray]:
     baseline, variant = numpy.asarray(baseline), numpy.asarray(variant)
     if baseline.ndim != 1 or baseline.shape != variant.shape:
@@ -210,7 +218,7 @@ def _finite(differences: numpy.ndarray) -> numpy.ndarray:
     return differences
 
 
-def _by_cluster(differences: numpy.ndarray, clusters: numpy.ndarray | None) -> tuple[numpy.ndarray, numpy.ndarray]:
+def by_cluster(differences: numpy.ndarray, clusters: numpy.ndarray | None) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Sum of the differences, and number of samples, of each cluster: float [clusters] each."""
     if clusters is None:
         return differences, numpy.ones(len(differences))
@@ -222,15 +230,44 @@ def _by_cluster(differences: numpy.ndarray, clusters: numpy.ndarray | None) -> t
 
 
 def _bootstrap_of_mean(sums: numpy.ndarray, sizes: numpy.ndarray, seed: int) -> tuple[float, float]:
-    return _bootstrap(lambda picked: sums[picked].sum(axis=1) / sizes[picked].sum(axis=1), len(sums), seed)
+    totals = resampled_totals(numpy.stack([sums, sizes], axis=1), seed)
+    return percentiles(totals[:, 0] / totals[:, 1])
+
+
+def resampled_totals(values: numpy.ndarray, seed: int = 0) -> numpy.ndarray:
+    """Column sums of ``values`` [n, columns] over ``RESAMPLES`` resamples of its rows: float [RESAMPLES, columns].
+
+    Two calls with equally many rows draw the same resamples, so that what one run resampled another need not.
+    """
+    n = len(values)
+    if n <= _CACHED_ROWS:
+        return _resample_counts(n, seed) @ values
+    random = numpy.random.default_rng(seed)
+    return numpy.concatenate([_counts(random, rows, n) @ values for rows in _chunks(RESAMPLES, n)])
+
+
+def percentiles(values: numpy.ndarray) -> tuple[float, float]:
+    """Percentiles 2.5 and 97.5."""
+    low, high = numpy.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _resample_counts(n: int, seed: int) -> numpy.ndarray:
+    return _counts(numpy.random.default_rng(seed), RESAMPLES, n)
+
+
+def _counts(random: numpy.random.Generator, rows: int, n: int) -> numpy.ndarray:
+    """How often each of ``n`` is drawn in resamples with replacement: float [rows, n]."""
+    picked = random.integers(0, n, size=(rows, n)) + n * numpy.arange(rows)[:, None]
+    return numpy.bincount(picked.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
 
 
 def _bootstrap(statistic: Callable[[numpy.ndarray], numpy.ndarray], n: int, seed: int) -> tuple[float, float]:
     """Percentiles 2.5 and 97.5 of ``statistic(indices [rows, n]) -> [rows]`` over resamples with replacement."""
     random = numpy.random.default_rng(seed)
     values = [statistic(random.integers(0, n, size=(rows, n))) for rows in _chunks(RESAMPLES, n)]
-    low, high = numpy.percentile(numpy.concatenate(values), [2.5, 97.5])
-    return float(low), float(high)
+    return percentiles(numpy.concatenate(values))
 
 
 def _chunks(total: int, width: int) -> Iterator[int]:

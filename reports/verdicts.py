@@ -1,15 +1,16 @@
 """What a judgement says, in words: the verdict first, then what shuts the gate, what is open, and what passed."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from reports.judgement import Finding, Judgement
+if TYPE_CHECKING:
+    from reports.judgement import Finding, Judgement, Verdict
 
 Section = tuple[str, list[str]]
 _UNITS = {"points": " pp", "percent": " %", "absolute": ""}
 
 
-def verdict_text(judgement: Judgement, inconclusive_fails: bool = False, verbose: bool = False) -> str:
+def verdict_text(judgement: "Judgement", inconclusive_fails: bool = False, verbose: bool = False) -> str:
     """The judgement as plain text; what passed is a count unless ``verbose``."""
     parts = [headline(judgement, inconclusive_fails)]
     for heading, lines in sections(judgement):
@@ -20,7 +21,7 @@ def verdict_text(judgement: Judgement, inconclusive_fails: bool = False, verbose
     return "\n".join(parts)
 
 
-def verdict_markdown(judgement: Judgement, inconclusive_fails: bool = False) -> str:
+def verdict_markdown(judgement: "Judgement", inconclusive_fails: bool = False) -> str:
     """The judgement for a comment: what shuts the gate stands open, everything else is folded."""
     parts = [f"**{headline(judgement, inconclusive_fails)}**"]
     for heading, lines in sections(judgement):
@@ -33,7 +34,7 @@ def verdict_markdown(judgement: Judgement, inconclusive_fails: bool = False) -> 
     return "\n\n".join(parts)
 
 
-def headline(judgement: Judgement, inconclusive_fails: bool = False) -> str:
+def headline(judgement: "Judgement", inconclusive_fails: bool = False) -> str:
     """One sentence: whether the gate is shut, why, and what was compared."""
     against = f"against {judgement.base.path.name.removesuffix('.json')}"
     findings = judgement.findings
@@ -51,7 +52,7 @@ def headline(judgement: Judgement, inconclusive_fails: bool = False) -> str:
     return f"Passed {against}: {passed}{', ' if details else ''}{details}."
 
 
-def sections(judgement: Judgement) -> list[Section]:
+def sections(judgement: "Judgement") -> list[Section]:
     """What there is to say under each heading, the worst first; headings with nothing to say are left out."""
     findings = judgement.findings
     found = [
@@ -69,7 +70,7 @@ def sections(judgement: Judgement) -> list[Section]:
     return [(heading, list(lines)) for heading, lines in found if lines]
 
 
-def finding_text(finding: Finding) -> str:
+def finding_text(finding: "Finding") -> str:
     """``minilm-rtn-int4-torch accuracy:1pp: 0.946 -> 0.928, 1.8 pp worse [0.6, 3.1], p .002, 500 samples``."""
     parts = []
     if finding.base is not None and finding.head is not None:
@@ -87,7 +88,7 @@ def finding_text(finding: Finding) -> str:
     return f"{_label(finding)}: {', '.join(parts)}" if parts else _label(finding)
 
 
-def _loss(finding: Finding) -> str:
+def _loss(finding: "Finding") -> str:
     word, unit = ("better" if finding.loss < 0 else "worse"), _UNITS[finding.limit.unit]
     text = f"{abs(finding.loss):.3g}{unit} {word}" if finding.loss else "no change"
     if finding.interval is not None:
@@ -96,29 +97,29 @@ def _loss(finding: Finding) -> str:
     return text
 
 
-def _label(finding: Finding) -> str:
+def _label(finding: "Finding") -> str:
     return f"{finding.case} {finding.limit.text}"
 
 
-def _with(findings: Sequence[Finding], verdict: Literal["pass", "regressed", "inconclusive", "not judged"]) -> list:
+def _with(findings: "Sequence[Finding]", verdict: "Verdict") -> "list[Finding]":
     return [finding for finding in findings if finding.verdict == verdict]
 
 
-def _of(findings: Sequence[Finding], verdict: str) -> str:
+def _of(findings: "Sequence[Finding]", verdict: str) -> str:
     number = len(_with(findings, verdict))
     return f"{number} {verdict}" if number else ""
 
 
-def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
+def _worst_first(findings: "Sequence[Finding]") -> "list[Finding]":
     """By how many times its limit each exceeds, so that metrics of different units share an order."""
 
-    def excess(finding: Finding) -> float:
+    def excess(finding: "Finding") -> float:
         return (finding.loss or 0.0) / max(finding.limit.amount, 1e-12)
 
     return sorted(findings, key=excess, reverse=True)
 
 
-def _gone(judgement: Judgement) -> list[tuple[str, dict[str, str]]]:
+def _gone(judgement: "Judgement") -> list[tuple[str, dict[str, str]]]:
     return [("lost", judgement.lost), ("newly failed", judgement.failed)]
 
 

@@ -37,6 +37,19 @@ def make_samples(labels, clusters=None):
     return Samples((np.zeros((count, 2), np.float32),), np.asarray(labels), clusters)
 
 
+def accuracy(model, reference, baseline, outputs, samples):
+    return judging.accuracy(model, judging.outcomes(model, reference, baseline, outputs, samples), samples)
+
+
+def fidelity(model, reference, baseline, outputs):
+    samples = make_samples(np.zeros(len(outputs), int))
+    return judging.fidelity(judging.outcomes(model, reference, baseline, outputs, samples))
+
+
+def scores(model, reference, outputs, samples):
+    return judging.scores(judging.outcomes(model, reference, outputs, outputs, samples), outputs, samples)
+
+
 def random_case(count=60, noise=0.7, seed=0):
     random = np.random.default_rng(seed)
     labels = random.integers(0, CLASSES, count)
@@ -83,7 +96,7 @@ def test_relative_error_to_zero_is_none_or_all(value, error):
 
 def test_accuracy_is_the_share_of_right_answers():
     baseline, outputs, samples = random_case()
-    section = judging.accuracy(MODEL, None, baseline, outputs, samples)
+    section = accuracy(MODEL, None, baseline, outputs, samples)
     right_before = [
         max(range(CLASSES), key=row.__getitem__) == label for row, label in zip(baseline, samples.labels, strict=True)
     ]
@@ -107,7 +120,7 @@ def test_accuracy_is_the_share_of_right_answers():
 
 def test_p_value_of_independent_samples_is_the_exact_binomial():
     baseline, outputs, samples = random_case()
-    section = judging.accuracy(MODEL, None, baseline, outputs, samples)
+    section = accuracy(MODEL, None, baseline, outputs, samples)
     regressed, fixed = section["flips"]["regressed"], section["flips"]["fixed"]
     n = regressed + fixed
     tail = sum(math.comb(n, k) for k in range(min(regressed, fixed) + 1)) / 2**n
@@ -118,8 +131,8 @@ def test_clusters_widen_the_interval_and_weaken_the_evidence():
     baseline, outputs, samples = random_case(count=40, noise=1.5)
     repeated = [np.repeat(values, 5, axis=0) for values in (baseline, outputs, samples.labels)]
     clusters = np.repeat(np.arange(40), 5)
-    apart = judging.accuracy(MODEL, None, *repeated[:2], make_samples(repeated[2]))
-    together = judging.accuracy(MODEL, None, *repeated[:2], make_samples(repeated[2], clusters))
+    apart = accuracy(MODEL, None, *repeated[:2], make_samples(repeated[2]))
+    together = accuracy(MODEL, None, *repeated[:2], make_samples(repeated[2], clusters))
     assert together["delta"] == pytest.approx(apart["delta"])
     assert together["p_value"] > apart["p_value"]
     assert together["ci95"][1] - together["ci95"][0] > apart["ci95"][1] - apart["ci95"][0]
@@ -129,39 +142,39 @@ def test_clusters_widen_the_interval_and_weaken_the_evidence():
 
 def test_equal_outputs_change_nothing_but_prove_little():
     baseline, _, samples = random_case(count=30)
-    section = judging.accuracy(MODEL, None, baseline, baseline, samples)
+    section = accuracy(MODEL, None, baseline, baseline, samples)
     assert (section["delta"], section["p_value"], section["flips"]) == (0, 1, {"regressed": 0, "fixed": 0})
     assert section["ci95"][0] < 0 < section["ci95"][1]
-    fidelity = judging.fidelity(MODEL, None, baseline, baseline)
-    assert (fidelity["error"], fidelity["agreement"], fidelity["kl"]) == (0, 1, 0)
-    assert fidelity["cosine"] == pytest.approx(1)
-    assert fidelity["sqnr_db"] is None
-    assert fidelity["reason"]
+    section = fidelity(MODEL, None, baseline, baseline)
+    assert (section["error"], section["agreement"], section["kl"]) == (0, 1, 0)
+    assert section["cosine"] == pytest.approx(1)
+    assert section["sqnr_db"] is None
+    assert section["reason"]
 
 
 def test_constant_outputs_are_judged_as_the_first_class():
     samples = make_samples([0, 0, 1, 2])
     constant = np.ones((4, 3), np.float32)
-    section = judging.accuracy(MODEL, None, constant, constant, samples)
+    section = accuracy(MODEL, None, constant, constant, samples)
     assert section["value"] == 0.5
-    assert judging.fidelity(MODEL, None, constant, constant)["kl"] == 0
+    assert fidelity(MODEL, None, constant, constant)["kl"] == 0
 
 
 def test_one_sample():
     samples = make_samples([1])
     baseline, outputs = np.array([[0.0, 1.0]], np.float32), np.array([[1.0, 0.0]], np.float32)
-    section = judging.accuracy(MODEL, None, baseline, outputs, samples)
+    section = accuracy(MODEL, None, baseline, outputs, samples)
     assert (section["n"], section["baseline"], section["value"], section["delta"]) == (1, 1, 0, -1)
     assert section["p_value"] == 1
     assert -1 <= section["ci95"][0] < section["ci95"][1] <= 1
-    fidelity = judging.fidelity(MODEL, None, baseline, outputs)
-    assert fidelity["agreement"] == 0
-    assert fidelity["cosine"] == 0
+    section = fidelity(MODEL, None, baseline, outputs)
+    assert section["agreement"] == 0
+    assert section["cosine"] == 0
 
 
 def test_one_cluster_of_many_samples():
     baseline, outputs, samples = random_case(count=20, noise=2)
-    section = judging.accuracy(MODEL, None, baseline, outputs, make_samples(samples.labels, [7] * 20))
+    section = accuracy(MODEL, None, baseline, outputs, make_samples(samples.labels, [7] * 20))
     assert section["p_value"] == 1
     assert section["ci95"][0] < 0 < section["ci95"][1]
 
@@ -169,34 +182,34 @@ def test_one_cluster_of_many_samples():
 @pytest.mark.parametrize("n", [1, 17, 59])
 def test_fewer_outputs_than_samples_are_judged_on_the_prefix(n):
     baseline, outputs, samples = random_case()
-    section = judging.accuracy(MODEL, None, baseline[:n], outputs[:n], samples)
-    whole = judging.accuracy(MODEL, None, baseline[:n], outputs[:n], samples.first(n))
+    section = accuracy(MODEL, None, baseline[:n], outputs[:n], samples)
+    whole = accuracy(MODEL, None, baseline[:n], outputs[:n], samples.first(n))
     assert section == {**whole, "truncated": True}
     assert section["n"] == n
-    packed = judging.scores(MODEL, None, outputs[:n], samples)["packed"]
+    packed = scores(MODEL, None, outputs[:n], samples)["packed"]
     assert unpack_outcomes(packed, n).mean() == pytest.approx(section["value"])
 
 
 def test_without_a_metric_the_model_says_why():
     baseline, outputs, samples = random_case()
-    assert judging.accuracy(UNJUDGED, None, baseline, outputs, samples) == {"reason": "nobody labelled the photographs"}
+    assert accuracy(UNJUDGED, None, baseline, outputs, samples) == {"reason": "nobody labelled the photographs"}
 
 
 def test_without_labels_there_is_a_reason():
     baseline, outputs, samples = random_case()
     unlabelled = replace(samples, labels=None)
     for model in (MODEL, UNJUDGED):
-        assert list(judging.accuracy(model, None, baseline, outputs, unlabelled)) == ["reason"]
-        section = judging.scores(model, None, outputs, unlabelled)
+        assert list(accuracy(model, None, baseline, outputs, unlabelled)) == ["reason"]
+        section = scores(model, None, outputs, unlabelled)
         assert section["packed"] is None
         assert section["reason"]
         assert section["dataset_sha256"] == unlabelled.digest
-    assert "label" in judging.accuracy(MODEL, None, baseline, outputs, unlabelled)["reason"]
+    assert "label" in accuracy(MODEL, None, baseline, outputs, unlabelled)["reason"]
 
 
 def test_fidelity_against_plain_arithmetic():
     baseline, outputs, _ = random_case(noise=0.3)
-    section = judging.fidelity(MODEL, None, baseline, outputs)
+    section = fidelity(MODEL, None, baseline, outputs)
     cosines, divergences, agreements = [], [], []
     for before, after in zip(baseline.tolist(), outputs.tolist(), strict=True):
         dot = math.fsum(a * b for a, b in zip(before, after, strict=True))
@@ -215,12 +228,12 @@ def test_fidelity_against_plain_arithmetic():
 
 def test_divergence_is_finite_for_extreme_scores():
     baseline, outputs = np.array([[1e4, -1e4]], np.float32), np.array([[-1e4, 1e4]], np.float32)
-    assert judging.fidelity(MODEL, None, baseline, outputs)["kl"] == pytest.approx(2e4)
+    assert fidelity(MODEL, None, baseline, outputs)["kl"] == pytest.approx(2e4)
 
 
 def test_scores_that_are_no_logits_have_no_divergence():
     baseline, outputs, _ = random_case()
-    section = judging.fidelity(replace(MODEL, logits=False), None, baseline, outputs)
+    section = fidelity(replace(MODEL, logits=False), None, baseline, outputs)
     assert section["kl"] is None
     assert section["reason"]
 
@@ -228,10 +241,10 @@ def test_scores_that_are_no_logits_have_no_divergence():
 def test_a_zero_baseline_is_judged_without_nan():
     zeros, samples = np.zeros((3, 2), np.float32), make_samples([0, 0, 1])
     for outputs in (zeros, np.ones((3, 2), np.float32)):
-        section = judging.fidelity(MODEL, None, zeros, outputs)
+        section = fidelity(MODEL, None, zeros, outputs)
         assert section["error"] == float(outputs.any())
         assert all(math.isfinite(value) for value in section.values() if isinstance(value, float))
-        assert judging.accuracy(MODEL, None, zeros, outputs, samples)["delta"] == 0
+        assert accuracy(MODEL, None, zeros, outputs, samples)["delta"] == 0
 
 
 def test_the_scores_of_a_model_decide_not_its_outputs():
@@ -239,15 +252,15 @@ def test_the_scores_of_a_model_decide_not_its_outputs():
     model = replace(MODEL, logits=False, scores=lambda outputs, reference: -outputs @ reference.outputs.T)
     baseline, outputs = np.array([[0, 1], [1, 0]], np.float32), np.array([[0, 1], [0, 1]], np.float32)
     samples = make_samples([0, 1])
-    section = judging.accuracy(model, reference, baseline, outputs, samples)
+    section = accuracy(model, reference, baseline, outputs, samples)
     assert (section["baseline"], section["value"]) == (1, 0.5)
-    assert judging.fidelity(model, reference, baseline, outputs)["agreement"] == 0.5
-    assert unpack_outcomes(judging.scores(model, reference, outputs, samples)["packed"], 2).tolist() == [True, False]
+    assert fidelity(model, reference, baseline, outputs)["agreement"] == 0.5
+    assert unpack_outcomes(scores(model, reference, outputs, samples)["packed"], 2).tolist() == [True, False]
 
 
 def test_packed_scores_are_the_outcomes_of_each_sample():
     _, outputs, samples = random_case(count=13)
-    section = judging.scores(MODEL, None, outputs, samples)
+    section = scores(MODEL, None, outputs, samples)
     right = outputs.argmax(axis=1) == samples.labels
     assert unpack_outcomes(section["packed"], 13).tolist() == right.tolist()
     assert section["dataset_sha256"] == samples.digest
@@ -256,9 +269,9 @@ def test_packed_scores_are_the_outcomes_of_each_sample():
 def test_sections_survive_json():
     baseline, outputs, samples = random_case()
     sections = [
-        judging.accuracy(MODEL, None, baseline, outputs, samples),
-        judging.fidelity(MODEL, None, baseline, outputs),
-        judging.scores(MODEL, None, outputs, samples),
+        accuracy(MODEL, None, baseline, outputs, samples),
+        fidelity(MODEL, None, baseline, outputs),
+        scores(MODEL, None, outputs, samples),
     ]
     assert json.loads(json.dumps(plain(sections), allow_nan=False)) == plain(sections)
 
@@ -266,7 +279,7 @@ def test_sections_survive_json():
 def test_judging_leaves_its_inputs_alone():
     baseline, outputs, samples = random_case()
     copies = baseline.copy(), outputs.copy()
-    judging.accuracy(MODEL, None, baseline, outputs, samples)
-    judging.fidelity(MODEL, None, baseline, outputs)
+    accuracy(MODEL, None, baseline, outputs, samples)
+    fidelity(MODEL, None, baseline, outputs)
     assert np.array_equal(baseline, copies[0])
     assert np.array_equal(outputs, copies[1])

@@ -181,8 +181,11 @@ def test_packed_numbers_come_back_bit_for_bit(values):
     numpy.testing.assert_array_equal(back, values)
 
 
-def test_zeros_and_ones_that_are_numbers_stay_numbers():
-    assert unpack_outcomes(pack_outcomes(numpy.array([0, 1, 1])), 3).dtype == numpy.float32
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "float32"])
+def test_zeros_and_ones_that_are_numbers_stay_numbers(dtype):
+    unpacked = unpack_outcomes(pack_outcomes(numpy.array([0, 1, 1], dtype)), 3)
+    assert unpacked.dtype == dtype
+    assert unpacked.tolist() == [0, 1, 1]
 
 
 def test_damaged_outcomes_are_refused():

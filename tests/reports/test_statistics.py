@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from reports.statistics import (
-    FEW,
     FEWEST_PAIRS,
     accuracy_interval,
     flips,
+    holm,
     mcnemar,
-    mean_interval,
     paired_p_value,
+    resampled_totals,
     speed_ratio,
     tango,
 )
@@ -162,12 +162,6 @@ def test_few_clusters_that_flip_do_not_rule_out_no_loss_of_their_own():
     assert "design effect of 4" in interval.method
 
 
-def test_intervals_are_seeded():
-    differences = numpy.random.default_rng(0).normal(0, 1, 50)
-    assert mean_interval(differences) == mean_interval(differences)
-    assert mean_interval(differences) != mean_interval(differences, seed=1)
-
-
 @pytest.mark.parametrize(
     ("clusters", "size", "p_regressed", "p_fixed"),
     [(200, 1, 0.06, 0.03), (600, 1, 0.01, 0.01), (60, 5, 0.05, 0.02), (60, 5, 0.4, 0.2)],
@@ -183,42 +177,6 @@ def test_the_accuracy_interval_covers_the_truth(clusters, size, p_regressed, p_f
         interval = accuracy_interval(baseline, variant, labels, seed=trial)
         covered += interval.low <= p_fixed - p_regressed <= interval.high
     assert 0.91 <= covered / trials <= 0.995
-
-
-@pytest.mark.parametrize("clusters", [4, FEW - 1, FEW, 60])
-def test_the_mean_interval_covers_the_truth(clusters):
-    random, trials, covered = numpy.random.default_rng(3), 300, 0
-    labels = numpy.repeat(numpy.arange(clusters), 3)
-    for trial in range(trials):
-        shared = numpy.repeat(random.normal(0.3, 1, clusters), 3)
-        interval = mean_interval(shared + random.normal(0, 0.2, 3 * clusters), labels, seed=trial)
-        covered += interval.low <= 0.3 <= interval.high
-    assert 0.90 <= covered / trials <= 0.99
-
-
-def test_the_mean_interval_of_few_is_students_t_as_scipy_has_it():
-    differences = numpy.array([0.1, 0.4, -0.2, 0.3, 0.5])
-    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    assert mean_interval(differences)[:2] == pytest.approx((expected.low, expected.high))
-
-
-def test_the_mean_interval_of_many_is_near_scipys_bootstrap():
-    differences = numpy.random.default_rng(5).gamma(1, 1, 80)
-    expected = stats.bootstrap((differences,), numpy.mean, method="percentile", rng=1).confidence_interval
-    interval = mean_interval(differences)
-    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.03)
-
-
-def test_ugly_differences():
-    assert mean_interval(numpy.array([0.3])) is None
-    assert mean_interval(numpy.array([0.3, 0.4]), numpy.array([1, 1])) is None
-    assert mean_interval(numpy.zeros(30))[:2] == (0, 0)
-    with pytest.raises(ValueError, match="sample 1 is nan"):
-        mean_interval(numpy.array([0.0, math.nan]))
-    with pytest.raises(ValueError, match=r"not shape \(0,\)"):
-        mean_interval(numpy.array([]))
-    with pytest.raises(ValueError, match="one cluster"):
-        mean_interval(numpy.zeros(3), numpy.zeros(2))
 
 
 @pytest.mark.parametrize(("regressed", "fixed"), [(0, 0), (1, 0), (5, 1), (2, 2), (4, 8)])
@@ -298,3 +256,25 @@ def test_times_that_are_none_are_refused(bad):
         speed_ratio(numpy.array([1.0, bad]), numpy.array([1.0, 1.0]))
     with pytest.raises(ValueError, match="nothing to compare"):
         speed_ratio(numpy.array([]), numpy.array([]))
+
+
+def test_holm_by_hand():
+    # Smallest times 4, next times 3, and never below a smaller one's.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_any_false_alarm():
+    random = numpy.random.default_rng(2)
+    alarms = sum(min(holm(random.random(20))) < 0.05 for _ in range(2000)) / 2000
+    assert 0.03 < alarms < 0.065
+
+
+def test_resamples_are_shared_seeded_and_the_same_in_chunks():
+    values = numpy.random.default_rng(0).random((40, 3))
+    assert numpy.array_equal(resampled_totals(values), resampled_totals(values))
+    assert not numpy.array_equal(resampled_totals(values), resampled_totals(values, seed=1))
+    assert numpy.allclose(resampled_totals(numpy.ones((40, 1))), 40)
+    many = numpy.ones((3000, 1))
+    assert numpy.allclose(resampled_totals(many), 3000)
