@@ -15,7 +15,7 @@ from _pytest.junitxml import xml_key  # what pytest's own fixture record_testsui
 from benchmarks.outcomes import outcomes
 from benchmarks.saving import BASELINE, is_worker, this_run
 from reports.limits import Limit, LimitError, parse_limit
-from reports.verdicts import finding_text, verdict_text
+from reports.verdicts import comparison_text, finding_text, verdict_text, without_limits
 
 if TYPE_CHECKING:
     from reports.judgement import Judgement
@@ -90,7 +90,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from reports.judgement import judge
 
     limits, checks = config.option.metric_compare_fail, config.stash[_CHECKS]
-    judgement = judge(config.stash[BASELINE], this_run(config), limits)
+    base, head = config.stash[BASELINE], this_run(config)
+    judgement = judge(base, head, limits if limits or checks else without_limits(head.records))
     if checks:
         judgement = with_checks(judgement, checks, config._benchmarksession)
     config.stash[_JUDGEMENT] = judgement
@@ -103,7 +104,7 @@ def _fails(config: pytest.Config) -> bool:
     return config.stash[_JUDGEMENT].fails(config.option.fail_inconclusive)
 
 
-def _record_properties(config: pytest.Config, judgement: Judgement) -> None:
+def _record_properties(config: pytest.Config, judgement: "Judgement") -> None:
     """Put a property for each case and limit into the file of ``--junitxml``."""
     file = config.stash.get(xml_key, None)
     if file is None:
@@ -128,11 +129,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         why = outcomes(config).interrupted or "the run did not come to its end"
         terminalreporter.write_line(f"Not judged: {why}.")
         return
-    fail_inconclusive, verbose = config.option.fail_inconclusive, config.get_verbosity() > 0
-    text = verdict_text(config.stash[_JUDGEMENT], fail_inconclusive, verbose)
-    gated = config.option.metric_compare_fail or config.stash[_CHECKS]
-    failed = bool(gated) and _fails(config)
-    first, *rest = text.split("\n")
-    terminalreporter.write_line(first, bold=True, red=failed, green=bool(gated) and not failed)
+    judgement, verbose = config.stash[_JUDGEMENT], config.get_verbosity() > 0
+    if not (config.option.metric_compare_fail or config.stash[_CHECKS]):
+        terminalreporter.write_line(comparison_text(judgement, verbose))
+        return
+    failed = _fails(config)
+    first, *rest = verdict_text(judgement, config.option.fail_inconclusive, verbose).split("\n")
+    terminalreporter.write_line(first, bold=True, red=failed, green=not failed)
     for line in rest:
         terminalreporter.write_line(line)
