@@ -87,6 +87,10 @@ class Untimed:
         return False
 
     @property
+    def fullname(self) -> str:
+        return full_name(self.record)
+
+    @property
     def extra_info(self) -> dict[str, Record]:
         return {"quant": self.record}
 
@@ -94,7 +98,7 @@ class Untimed:
         return {
             "group": self.record["case"]["model"],
             "name": case_id(self.record),
-            "fullname": full_name(self.record),
+            "fullname": self.fullname,
             "params": None,
             "param": case_id(self.record),
             "extra_info": self.extra_info,

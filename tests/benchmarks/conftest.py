@@ -82,13 +82,22 @@ class FakeSuite:
         """Run in this process, or in one of its own where the run may kill it or starts workers."""
         (self.folder / "records.json").write_text(json.dumps(records))
         (self.folder / "fates.json").write_text(json.dumps(fates or {}))
-        plugins = ["--assert=plain", "-p", "fixtures.plugin", "-p", "benchmarks.plugin"]
+        names = ("pytest_benchmark.plugin", "xdist.plugin", "fixtures.plugin", "benchmarks.plugin")
+        plugins = ["--assert=plain", *(part for name in names for part in ("-p", name))]
         runner = self.pytester.runpytest_subprocess if process else self.pytester.runpytest_inprocess
         return runner(*plugins, "-m", "case", *map(str, arguments))
 
     def saved(self, name):
         """The newest save called ``name``, as JSON."""
         return json.loads(max(self.storage.glob(f"*/*_{name}.json")).read_text())
+
+    @staticmethod
+    def sentence(result):
+        """The one line that says what is wrong."""
+        lines = [line for line in result.stderr.lines + result.stdout.lines if line.strip()]
+        assert not any("Traceback" in line or "INTERNALERROR" in line for line in lines)
+        (line,) = [line for line in lines if line.startswith("ERROR: ")]
+        return line
 
     @property
     def names(self):
@@ -101,6 +110,7 @@ def fake_suite(pytester, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return FakeSuite(pytester)
 
 
@@ -110,3 +120,23 @@ def records(with_scores):
     right = [index % 20 != 0 for index in range(400)]
     ids = [f"{model}-{method}-int4-torch" for model in ("digits", "minilm") for method in ("gptq", "rtn")]
     return {name: {**with_scores(right, case=name), "seconds": 0.1} for name in ids}
+
+
+@pytest.fixture(scope="session")
+def kept():
+    """What the first run of :func:`base` saved."""
+    return {}
+
+
+@pytest.fixture
+def base(fake_suite, records, kept):
+    """A complete run of four cases, saved as ``main``; it is run once."""
+    if not kept:
+        fake_suite.run(list(records.values()), "--benchmark-save=main").assert_outcomes(passed=4)
+        (path,) = fake_suite.storage.rglob("*.json")
+        kept[path.relative_to(fake_suite.folder)] = path.read_text()
+    for path, text in kept.items():
+        (fake_suite.folder / path.parent).mkdir(parents=True, exist_ok=True)
+        (fake_suite.folder / path).write_text(text)
+    assert fake_suite.names == ["0001_main.json"]
+    return fake_suite

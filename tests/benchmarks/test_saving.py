@@ -10,34 +10,6 @@ from reports.runs import read_run
 USAGE_ERROR = pytest.ExitCode.USAGE_ERROR
 
 
-@pytest.fixture(scope="module")
-def kept():
-    """What the first run of this file saved."""
-    return {}
-
-
-@pytest.fixture
-def base(fake_suite, records, kept):
-    """A complete run of four cases, saved as ``main``; it is run once."""
-    if not kept:
-        fake_suite.run(list(records.values()), "--benchmark-save=main").assert_outcomes(passed=4)
-        (path,) = fake_suite.storage.rglob("*.json")
-        kept[path.relative_to(fake_suite.folder)] = path.read_text()
-    for path, text in kept.items():
-        (fake_suite.folder / path.parent).mkdir(parents=True, exist_ok=True)
-        (fake_suite.folder / path).write_text(text)
-    assert fake_suite.names == ["0001_main.json"]
-    return fake_suite
-
-
-def sentence(result):
-    """The one line that says what is wrong."""
-    lines = [line for line in result.stderr.lines + result.stdout.lines if line.strip()]
-    assert not any("Traceback" in line or "INTERNALERROR" in line for line in lines)
-    (line,) = [line for line in lines if line.startswith("ERROR: ")]
-    return line
-
-
 def test_a_complete_run_says_so_and_names_its_cases(base, records):
     quant = base.saved("main")["quant"]
     assert quant["planned"] == list(records)
@@ -91,20 +63,20 @@ def test_a_save_of_the_same_chip_is_preferred(base, records):
 def test_no_such_save_is_a_sentence_that_lists_those_there_are(base, records):
     result = base.run(list(records.values()), "--benchmark-compare=mian")
     assert result.ret == USAGE_ERROR
-    assert "called 'mian'" in sentence(result)
-    assert "there are 0001_main" in sentence(result)
+    assert "called 'mian'" in base.sentence(result)
+    assert "there are 0001_main" in base.sentence(result)
 
 
 def test_without_any_save_the_sentence_says_how_to_make_one(fake_suite, records):
     result = fake_suite.run(list(records.values()), "--benchmark-compare=main")
     assert result.ret == USAGE_ERROR
-    assert "--benchmark-save=NAME" in sentence(result)
+    assert "--benchmark-save=NAME" in fake_suite.sentence(result)
 
 
 def test_a_folder_taken_for_a_name_is_explained(base, records):
     result = base.run(list(records.values()), "--benchmark-compare", ".")
     assert result.ret == USAGE_ERROR
-    assert "write --benchmark-compare=NAME" in sentence(result)
+    assert "write --benchmark-compare=NAME" in base.sentence(result)
 
 
 def test_a_baseline_that_cannot_be_read_is_a_sentence_and_is_left_alone(base, records):
@@ -113,7 +85,7 @@ def test_a_baseline_that_cannot_be_read_is_a_sentence_and_is_left_alone(base, re
     path.write_text(damaged)
     result = base.run(list(records.values()), "--benchmark-compare=main", "--benchmark-save=main")
     assert result.ret == USAGE_ERROR
-    assert "0001_main.json is not complete JSON" in sentence(result)
+    assert "0001_main.json is not complete JSON" in base.sentence(result)
     assert path.read_text() == damaged
     assert base.names == ["0001_main.json"]
 
@@ -123,7 +95,7 @@ def test_runs_on_a_server_cannot_be_compared(fake_suite, records, monkeypatch):
     option = "--benchmark-storage=elasticsearch+http://localhost"
     result = fake_suite.run(list(records.values()), option, "--benchmark-compare=main")
     assert result.ret == USAGE_ERROR
-    assert "--benchmark-storage=DIR" in sentence(result)
+    assert "--benchmark-storage=DIR" in fake_suite.sentence(result)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +127,7 @@ def test_a_partial_file_is_no_baseline(base, records):
     (base.folder / "run.json.partial").write_text(json.dumps(document))
     result = base.run(list(records.values()), "--benchmark-compare=run.json.partial")
     assert result.ret == USAGE_ERROR
-    assert "run.json.partial is a run that was cut short" in sentence(result)
+    assert "run.json.partial is a run that was cut short" in base.sentence(result)
 
 
 def test_the_last_case_failing_under_maxfail_cuts_nothing_short(fake_suite, records):

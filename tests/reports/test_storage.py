@@ -110,7 +110,7 @@ def test_a_partial_run_is_opened_but_not_compared_with(save, storage):
     assert open_run(str(path), storage).quant["complete"] is False
     with pytest.raises(RunError, match="cut short, which serves no comparison"):
         find_run(str(path), storage)
-    with pytest.raises(RunError, match="there are 0001_main.partial"):
+    with pytest.raises(RunError, match=r"there are 0001_main\.partial"):
         find_run("main.partial", storage)
 
 
