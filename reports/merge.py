@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reports.record import Record, record_name
+from reports.record import record_name
 from reports.runs import Run, RunError, read_document, run_of
 
 Document = dict[str, Any]
@@ -36,7 +35,7 @@ def read_part(path: Path) -> Part:
 
 
 def merge(parts: Sequence[Part]) -> Document:
-    """Return one file that holds the cases of all parts; it is complete if every planned case is in it and came to its end.
+    """Return one file that holds the cases of all parts; it is complete if every planned case came to its end in one.
 
     Records of another environment than the first part's carry their own.
 
@@ -108,19 +107,19 @@ def _changes(part: Part) -> object:
 
 
 def _versions(part: Part) -> object:
-    return _flat((part.run.machine.get("quant") or {}).get("versions") or {})
+    return (part.run.machine.get("quant") or {}).get("versions") or {}
 
 
 def _settings(part: Part) -> object:
-    return _flat(part.run.quant.get("settings") or {})
+    return part.run.quant.get("settings") or {}
 
 
 def _selection(part: Part) -> object:
-    return _flat(part.run.quant.get("selection") or {}) if part.shard else None
+    return part.run.quant.get("selection") or {} if part.shard else None
 
 
 def _count(part: Part) -> object:
-    return f"{part.shard['of']}" if part.shard else None
+    return part.shard["of"] if part.shard else None
 
 
 _MUST_AGREE: tuple[tuple[str, Callable[[Part], object]], ...] = (
@@ -150,10 +149,6 @@ def _differing(found: object, expected: object) -> str:
         return f"{found} and {expected}"
     names = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
     return ", ".join(f"{name}: {found.get(name)} and {expected.get(name)}" for name in names)
-
-
-def _flat(section: dict) -> dict[str, object]:
-    return dict(section)
 
 
 def _refuse_other_data(parts: Sequence[Part]) -> None:
