@@ -18,7 +18,7 @@ from benchmarks.durations import DEFAULT_SECONDS
 
 WORTH_SPLITTING = 20.0
 """Seconds of work left in a model for which another worker loads it too."""
-_LEAST_AHEAD = 3  # a worker starts a test only when it knows the next one
+_FEWEST = 2  # a worker begins a test only when it knows the next one
 _CASE = re.compile(r"\[((?P<model>[^-\]]+)-[^-\]]+-[^-\]]+)-[^-\]]+\]$")
 
 
@@ -78,7 +78,7 @@ class CaseScheduling(LoadScopeScheduling):
 
     def _supply(self, node: WorkerController) -> None:
         """Keep a worker busy, or let it go when nothing is left for it."""
-        while not node.shutting_down and len(self.assigned_work[node]) < _LEAST_AHEAD:
+        while not node.shutting_down and len(self.assigned_work[node]) < _FEWEST:
             positions = self._take(node)
             if not positions:
                 node.shutdown()
