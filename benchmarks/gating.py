@@ -15,7 +15,7 @@ from _pytest.junitxml import xml_key  # what pytest's own fixture record_testsui
 from benchmarks.outcomes import outcomes
 from benchmarks.saving import BASELINE, is_worker, this_run
 from reports.limits import Limit, LimitError, parse_limit
-from reports.verdicts import comparison_text, finding_text, verdict_text, without_limits
+from reports.verdicts import finding_text, name_of, verdict_text
 
 if TYPE_CHECKING:
     from reports.judgement import Judgement
@@ -90,8 +90,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from reports.judgement import judge
 
     limits, checks = config.option.metric_compare_fail, config.stash[_CHECKS]
-    base, head = config.stash[BASELINE], this_run(config)
-    judgement = judge(base, head, limits if limits or checks else without_limits(head.records))
+    judgement = judge(config.stash[BASELINE], this_run(config), limits)
     if checks:
         judgement = with_checks(judgement, checks, config._benchmarksession)
     config.stash[_JUDGEMENT] = judgement
@@ -131,7 +130,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     judgement, verbose = config.stash[_JUDGEMENT], config.get_verbosity() > 0
     if not (config.option.metric_compare_fail or config.stash[_CHECKS]):
-        terminalreporter.write_line(comparison_text(judgement, verbose))
+        from reports.comparison import comparison
+
+        terminalreporter.write_line(f"Against {name_of(judgement.base)}; no limit was given, so nothing is judged.")
+        terminalreporter.write_line(comparison(judgement, verbose))
         return
     failed = _fails(config)
     first, *rest = verdict_text(judgement, config.option.fail_inconclusive, verbose).split("\n")

@@ -16,7 +16,7 @@ RECORD = pytest.StashKey[Record]()
 """In an item's stash: the record of its case, once it is made and valid."""
 
 
-@dataclass
+@dataclass(eq=False)  # pluggy keeps plugins in sets
 class Outcomes:
     """The cases of this process and of its workers.
 
