@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from reports.runs import Run
 
 Section = tuple[str, list[str]]
-_ELSEWHERE = "ran elsewhere, so times are not compared"
 _UNITS = {"points": " pp", "percent": " %", "absolute": ""}
 
 
@@ -26,9 +25,10 @@ def verdict_text(judgement: "Judgement", inconclusive_fails: bool = False, verbo
 def verdict_markdown(judgement: "Judgement", inconclusive_fails: bool = False) -> str:
     """The judgement for a comment: what shuts the gate stands open, everything else is folded."""
     parts = [f"**{headline(judgement, inconclusive_fails)}**"]
+    shutting = {"problems", "regressed", "lost", "newly failed"} | ({"inconclusive"} if inconclusive_fails else set())
     for heading, lines in sections(judgement):
         items = "\n".join(f"- {line}" for line in lines)
-        if heading in ("problems", "regressed", "lost", "newly failed"):
+        if heading in shutting:
             parts.append(f"{heading.capitalize()}:\n\n{items}")
         else:
             title = f"{heading.capitalize()} ({len(lines)})"
@@ -43,7 +43,8 @@ def headline(judgement: "Judgement", inconclusive_fails: bool = False) -> str:
     counts = [
         _count(len(judgement.problems), "problem"),
         *(_of(findings, verdict) for verdict in ("regressed", "inconclusive", "not judged")),
-        *(f"{len(cases)} {word}" if cases else "" for word, cases in _gone(judgement)),
+        f"{len(judgement.lost)} lost" if judgement.lost else "",
+        f"{len(judgement.failed)} newly failed" if judgement.failed else "",
     ]
     details = ", ".join(count for count in counts if count)
     if judgement.fails(inconclusive_fails):
@@ -67,7 +68,7 @@ def sections(judgement: "Judgement") -> list[Section]:
         ("newly failed", [f"{case}: {how}" for case, how in judgement.failed.items()]),
         ("inconclusive", [finding_text(finding) for finding in _worst_first(_with(findings, "inconclusive"))]),
         ("not judged", _gathered({_label(f): f.reason or "" for f in _with(findings, "not judged")})),
-        (_ELSEWHERE, _gathered(judgement.elsewhere)),
+        ("ran elsewhere, so times are not compared", _gathered(judgement.elsewhere)),
         ("new", judgement.added),
         ("notes", judgement.notes),
         ("passed", [finding_text(finding) for finding in _with(findings, "pass")]),
@@ -122,10 +123,6 @@ def _worst_first(findings: "Sequence[Finding]") -> "list[Finding]":
         return (finding.loss or 0.0) / max(finding.limit.amount, 1e-12)
 
     return sorted(findings, key=excess, reverse=True)
-
-
-def _gone(judgement: "Judgement") -> list[tuple[str, dict[str, str]]]:
-    return [("lost", judgement.lost), ("newly failed", judgement.failed)]
 
 
 def _gathered(reasons: dict[str, str]) -> list[str]:
