@@ -177,6 +177,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line("Nothing was saved: no case came to a record.")
     if not state.records:
         return
+    if session.disabled:
+        terminalreporter.write_line(
+            "No times were measured: they need one process, pytest -n 0 without --benchmark-disable."
+        )
     if saved and not state.complete:
         why = state.interrupted or f"{len(state.planned.keys() - state.ended)} planned cases did not run"
         terminalreporter.write_line(f"Saved in part as {saved}, which serves no comparison: {why}.")

@@ -14,6 +14,14 @@ from reports.runs import read_run
 CASES = matrix()[0]
 USAGE_ERROR, FAILED = pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.TESTS_FAILED
 
+NUMPY_FIGURE = """
+
+def pytest_quant_record(config, record):
+    import numpy
+
+    record["mine"] = {"figure": numpy.float32(1) if record["case"]["method"] == "rtn" else 1.0}
+"""
+
 
 def node_ids(*names):
     return [f"benchmarks/test_inference.py::test_inference[{name}]" for name in names]
@@ -202,6 +210,7 @@ def test_workers_records_are_those_of_one_process_and_serve_as_a_baseline(base, 
     assert without_times(parallel) == without_times(serial)
     assert parallel.quant["planned"] == serial.quant["planned"]
     assert parallel.quant["complete"] is True
+    result.stdout.fnmatch_lines(["No times were measured: they need one process, *"])
     result = base.run(list(records.values()), "--benchmark-compare=0002", "--metric-compare-fail=accuracy:1pp")
     assert result.ret == 0
 
@@ -237,6 +246,18 @@ def test_a_limit_on_time_is_not_green_under_workers(base, records):
     result.stdout.fnmatch_lines(
         ["  speed:10% judged nothing: timing is disabled in this run*", "  min:5% judged nothing:*"]
     )
+
+
+def test_a_figure_that_no_worker_can_send_fails_its_case_and_not_the_worker(fake_suite, records):
+    with (fake_suite.folder / "conftest.py").open("a") as file:
+        file.write(NUMPY_FIGURE)
+    result = fake_suite.run(list(records.values()), "-n", 2, "--benchmark-save=main", process=True)
+    assert result.ret == FAILED
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["*mine.figure is a numpy.float32, not a plain JSON type*"])
+    failed = fake_suite.saved("main")["quant"]["failed"]
+    assert sorted(failed) == sorted(name for name in records if "-rtn-" in name)
+    assert all("not a plain JSON type" in how for how in failed.values())
 
 
 def test_a_worker_that_crashes_leaves_a_partial_run_and_no_green(base, records):
