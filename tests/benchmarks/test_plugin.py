@@ -415,11 +415,15 @@ def test_a_busy_machine_shows_accuracy_and_says_why_there_is_no_time(with_memory
 
 
 def test_workers_send_their_rows_to_one_table(suite, first):
-    selection = ["-k", "digits-float-fp32-torch or digits-rtn-int4-torch", "--eval-samples", str(SAMPLES)]
+    """And find what an earlier run made in the cache, as a later run finds what they made."""
+    made = {manifest: manifest.stat().st_mtime_ns for manifest in suite.cache.glob("outputs/*/manifest.json")}
+    selection = ["-k", "digits-native-int4-torch or digits-rtn-int4-torch", "--eval-samples", str(SAMPLES)]
     result = suite.run("-n", "2", *selection)
     assert result.status == 0, result.output
-    assert result.row("digits-float-fp32-torch")
+    assert result.row("digits-native-int4-torch")
     assert result.row("digits-rtn-int4-torch")
+    after = {manifest: manifest.stat().st_mtime_ns for manifest in suite.cache.glob("outputs/*/manifest.json")}
+    assert after == made != {}
 
 
 def test_a_killed_run_loses_nothing_it_had_made(suite, tmp_path):
