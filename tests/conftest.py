@@ -82,9 +82,7 @@ def make_record():
 def with_scores(make_record):
     """``with_scores(right, case=..., error=...)``: a record whose scores and figures are of these samples."""
 
-    def make(
-        right, case="minilm-gptq-int4-onnxruntime", error=None, clusters=None, digests=None, ratio=None, **changes
-    ):
+    def make(right, case="minilm-gptq-int4-onnxruntime", error=None, ratio=None, **changes):
         right = numpy.asarray(right)
         n = len(right)
         error = numpy.full(n, 0.01) if error is None else numpy.asarray(error, float)
