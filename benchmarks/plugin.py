@@ -23,7 +23,7 @@ from reports.costs import cost_text
 from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
-from reports.tables import delta_text, metric_text, speed_text
+from reports.tables import delta_text, memory_text, metric_text, speed_text
 
 if TYPE_CHECKING:
     from benchmarks.costing import CostMeasurement
@@ -68,6 +68,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=300.0,
         metavar="SECONDS",
         help="stop judging a case's samples after so long and mark its record truncated (default: 300)",
+    )
+    group.addoption(
+        "--memory",
+        action="store_true",
+        help="measure the peak memory of each case and of float, in processes of their own",
     )
     group.addoption(
         "--list-unsupported",
@@ -170,7 +175,9 @@ def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
 
     option = pytestconfig.getoption
     data = DataOptions(imagenet=option("imagenet"))
-    settings = Settings(option("threads"), option("batch"), option("eval_samples"), option("case_seconds"), data)
+    settings = Settings(
+        option("threads"), option("batch"), option("eval_samples"), option("case_seconds"), data, option("memory")
+    )
     return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
 
 
@@ -216,9 +223,9 @@ def pytest_runtest_call(item: pytest.Item) -> object:
     try:
         result = yield
     except RuntimeError as error:
-        from benchmarks.cost import QuantizerError
+        from benchmarks.process import ProcessError
 
-        if isinstance(error, QuantizerError):
+        if isinstance(error, ProcessError):
             raise pytest.fail.Exception(str(error), pytrace=False) from None
         raise
     except BaseException:
@@ -328,7 +335,8 @@ def _row(record: Record) -> str:
     size = record["size"]["bytes"] / 1e6
     p50 = record["speed"].get("p50")
     milliseconds = "" if p50 is None else f"{1000 * p50:9.3g} ms  {speed_text(record)}"
+    memory = "" if record["memory"].get("peak_bytes") is None else f"{memory_text(record):<16} "
     return (
         f"{case_id(record):<44} {metric_text(record):<14} {delta_text(record):<16} {size:7.3g} MB "
-        f"{milliseconds:<28} {record['evidence']}"
+        f"{milliseconds:<28} {memory}{record['evidence']}"
     ).rstrip()
