@@ -62,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     asked = next((name for name, value in given.items() if value), None)
     if asked and not option.benchmark_compare and not is_worker(config):
         raise pytest.UsageError(f"{asked} needs a baseline: add --benchmark-compare=NAME, the name of a saved run.")
+    if option.fail_inconclusive and not (checks or option.metric_compare_fail or is_worker(config)):
+        raise pytest.UsageError("--fail-inconclusive needs a limit: add --metric-compare-fail=accuracy:1pp or another.")
 
 
 def _compare_fail_checks(config: pytest.Config) -> list[Limit]:

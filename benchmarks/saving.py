@@ -8,6 +8,7 @@ nothing of a run with ``--benchmark-disable`` or of xdist's workers.
 import hashlib
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from reports.runs import Run, RunError
 from reports.storage import PARTIAL, find_run
 
 BASELINE = pytest.StashKey[Run]()
+_PLACE = pytest.StashKey[dict]()
 _STARTED = pytest.StashKey[float]()
-_SETTINGS = ("threads", "batch", "eval_samples", "time_budget", "case_seconds")
+_SETTINGS = ("threads", "batch", "eval_samples", "time_budget", "case_seconds", "memory")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,19 +60,37 @@ def storage_folder(config: pytest.Config) -> Path:
     return Path(location.removeprefix("file://"))
 
 
+def pytest_quant_record(config: pytest.Config, record: Record) -> None:
+    """Say where a worker ran, which may be another machine than the one that saves."""
+    if is_worker(config):
+        if _PLACE not in config.stash:
+            config.stash[_PLACE] = config._benchmarksession.get_machine_info()["quant"]
+        record["environment"] = config.stash[_PLACE]
+
+
+def _leave_out_own_place(config: pytest.Config, records: Iterable[Record]) -> None:
+    """Keep the environment only of records that were not made here: a run's own is told once."""
+    sent = [record for record in records if "environment" in record]
+    here = config._benchmarksession.get_machine_info()["quant"] if sent else None
+    for record in sent:
+        if record["environment"] == here:
+            del record["environment"]
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> object:
     """Prepare what pytest-benchmark is about to save."""
     config = session.config
     if not is_worker(config):
-        benchmarks = config._benchmarksession
-        benchmarks.benchmarks += untimed(outcomes(config).records.values(), benchmarks.benchmarks)
+        benchmarks, records = config._benchmarksession, outcomes(config).records.values()
+        _leave_out_own_place(config, records)
+        benchmarks.benchmarks += untimed(records, benchmarks.benchmarks)
         if not outcomes(config).complete:
             _name_as_partial(benchmarks)
     return (yield)
 
 
-def untimed(records: list[Record], benchmarks: list) -> "list[Untimed]":
+def untimed(records: Iterable[Record], benchmarks: list) -> "list[Untimed]":
     """Return those records that no benchmark holds, each in the place of one."""
     held = {full_name(bench.extra_info["quant"]) for bench in benchmarks if "quant" in bench.extra_info}
     return [Untimed(record) for record in records if full_name(record) not in held]

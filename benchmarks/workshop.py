@@ -4,6 +4,7 @@ Everything goes through the cache, under a key that names all it was made from: 
 versions, the machine's instruction set, and the source of every module of ours that took part.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import time
@@ -231,6 +232,7 @@ class Workshop:
             self._progress("simulating")
             module = simulate(tables.quantized)
             if perturbed:
+                module = copy.deepcopy(module)  # its float parameters are the graph's own, which every case shares
                 _perturb(module)
             np.save(folder / "outputs.npy", self._run_torch(module, samples))
 

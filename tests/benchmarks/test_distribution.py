@@ -14,6 +14,12 @@ from reports.runs import read_run
 CASES = matrix()[0]
 USAGE_ERROR, FAILED = pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.TESTS_FAILED
 
+ANOTHER_CHIP = """
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    if HERE.parent.name == "elsewhere":
+        machine_info["cpu"]["brand_raw"] = "Another Chip"
+"""
 NUMPY_FIGURE = """
 
 def pytest_quant_record(config, record):
@@ -195,9 +201,9 @@ def test_a_shard_that_is_none_is_a_usage_error(fake_suite, records, text):
 
 
 def without_times(run):
-    kept = {"speed", "seconds", "cost"}
+    times = {"speed", "seconds", "cost", "environment"}
     return {
-        json.dumps({key: value for key, value in record.items() if key not in kept}, sort_keys=True)
+        json.dumps({key: value for key, value in record.items() if key not in times}, sort_keys=True)
         for record in run.records
     }
 
@@ -210,6 +216,7 @@ def test_workers_records_are_those_of_one_process_and_serve_as_a_baseline(base, 
     assert without_times(parallel) == without_times(serial)
     assert parallel.quant["planned"] == serial.quant["planned"]
     assert parallel.quant["complete"] is True
+    assert not any("environment" in record for record in parallel.records)
     result.stdout.fnmatch_lines(["No times were measured: they need one process, *"])
     result = base.run(list(records.values()), "--benchmark-compare=0002", "--metric-compare-fail=accuracy:1pp")
     assert result.ret == 0
@@ -277,6 +284,8 @@ def test_workers_in_other_folders_send_the_same_records(base, records, tmp_path)
     folders = [tmp_path / name for name in ("there", "elsewhere")]
     for folder in folders:
         folder.mkdir()
+    with (base.folder / "conftest.py").open("a") as file:
+        file.write(ANOTHER_CHIP)
     gateways = [part for folder in folders for part in ("--tx", f"popen//chdir={folder}")]
     options = ["--dist=load", *gateways, f"--rsyncdir={base.folder}", "--benchmark-save=main"]
     result = base.run(list(records.values()), *options, base.folder, process=True)
@@ -284,3 +293,6 @@ def test_workers_in_other_folders_send_the_same_records(base, records, tmp_path)
     serial, parallel = (read_run(next(base.storage.rglob(f"000{number}_main.json"))) for number in (1, 2))
     assert without_times(parallel) == without_times(serial)
     assert parallel.quant["planned"] == serial.quant["planned"]
+    chips = [record.get("environment", {}).get("cpu") for record in parallel.records]
+    assert chips.count("Another Chip") > 0
+    assert set(chips) <= {None, "Another Chip"}

@@ -22,6 +22,13 @@ def test_describe_names_what_times_depend_on():
     assert described["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_the_chip_has_one_name():
+    from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
+
+    described = environment.describe(pytest_benchmark_generate_machine_info(), threads=1)
+    assert environment.cpu_name() == described["cpu"] != ""
+
+
 def test_describe_is_plain_json():
     described = environment.describe(MACHINE, threads=1)
     assert json.loads(json.dumps(described)) == described

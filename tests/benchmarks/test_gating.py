@@ -118,6 +118,12 @@ def test_a_limit_without_a_baseline_is_a_usage_error(fake_suite, records, option
     assert "needs a baseline: add --benchmark-compare=NAME" in fake_suite.sentence(result)
 
 
+def test_inconclusive_without_a_limit_is_a_usage_error(base, records):
+    result = base.run(list(records.values()), "--benchmark-compare=main", "--fail-inconclusive")
+    assert result.ret == USAGE_ERROR
+    assert "--fail-inconclusive needs a limit" in base.sentence(result)
+
+
 def test_a_limit_that_is_none_is_a_usage_error(fake_suite, records):
     result = fake_suite.run(list(records.values()), "--metric-compare-fail=accuracy", "--benchmark-compare=main")
     assert result.ret == USAGE_ERROR

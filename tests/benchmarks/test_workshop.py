@@ -218,6 +218,17 @@ def test_the_simulation_is_that_of_the_tables(workshop):
     np.testing.assert_allclose(workshop.simulated(artifact, evaluation), meant, rtol=1e-4, atol=1e-4)
 
 
+def test_a_perturbed_simulation_leaves_the_parameters_that_other_cases_share_alone(tmp_path):
+    workshop = open_workshop(tmp_path)
+    artifact, evaluation = make(workshop, STATIC), workshop.evaluation("digits").first(4)
+    parameters = workshop.prepare("digits").graph.parameters
+    before = {name: value.clone() for name, value in parameters.items()}
+    assert not np.array_equal(
+        workshop.simulated(artifact, evaluation, perturbed=True), workshop.simulated(artifact, evaluation)
+    )
+    assert [name for name, value in parameters.items() if not torch.equal(value, before[name])] == []
+
+
 def test_only_models_that_need_one_have_a_reference(workshop):
     assert workshop.reference("digits") is None
 

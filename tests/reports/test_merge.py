@@ -140,7 +140,7 @@ def test_cases_of_other_machines_keep_their_environment(save, tmp_path):
     again = run_of(tmp_path / "again.json", merged(two, one))
     judgement = judge(run, again, [parse_limit("time:1%")])
     assert judgement.elsewhere == {}
-    assert {finding.verdict for finding in judgement.findings} == {"pass"}
+    assert [finding.loss for finding in judgement.findings] == [0.0] * 4  # compared, and not refused
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
