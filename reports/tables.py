@@ -93,14 +93,21 @@ def is_share(record: Record) -> bool:
     return known and accuracy.get("better") == "higher"
 
 
+def three_digits(value: float) -> str:
+    """``1234``, ``12.3``, ``1.23``, ``0.012``."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def _milliseconds(record: Record) -> str:
     p50 = record["speed"].get("p50")
-    return NULL if p50 is None else _three_digits(1000 * p50)
+    return NULL if p50 is None else three_digits(1000 * p50)
 
 
 def _megabytes(record: Record) -> str:
     size = record["size"].get("bytes")
-    return NULL if size is None else _three_digits(size / 1e6)
+    return NULL if size is None else three_digits(size / 1e6)
 
 
 def _evidence(record: Record) -> str:
@@ -236,12 +243,6 @@ def _rounded_up(margin: float, decimals: int) -> str:
     unit = 10.0**-decimals
     text = f"{math.ceil(margin / unit - 1e-6) * unit:.{decimals}f}"
     return text.removeprefix("0") if float(text) else "0"
-
-
-def _three_digits(value: float) -> str:
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _reason_notes(records: Sequence[Record], verbose: bool) -> list[str]:
