@@ -59,7 +59,7 @@ def _segmentations(series: numpy.ndarray, most: int) -> tuple[numpy.ndarray, lis
 
 
 def _segment_costs(series: numpy.ndarray) -> numpy.ndarray:
-    """Squared error of values i to j - 1 around their mean, [n + 1, n + 1]; infinite for segments that are too short."""
+    """Squared error of values i to j - 1 around their mean, [n + 1, n + 1]; infinite for too short a segment."""
     n = len(series)
     sums, squares = (numpy.concatenate([[0.0], numpy.cumsum(part)]) for part in (series, series**2))
     lengths = numpy.arange(n + 1)[None, :] - numpy.arange(n + 1)[:, None]

@@ -154,7 +154,7 @@ def _series(key: tuple, metric: str, points: list[tuple[Run, Record, float]]) ->
             better=(after > before) == higher_is_better(last, metric),
             beside=_differences(points[start - 1][0], points[start][0]),
         )
-        for start, before, after in zip(starts, levels, levels[1:], strict=True)
+        for start, before, after in zip(starts, levels[:-1], levels[1:], strict=True)
     ]
     return Series(case, metric, place, [save_name(run) for run, _, _ in points], values, changes, last)
 
