@@ -37,12 +37,6 @@ def drop_varying(machine_info: dict) -> None:
         machine_info.get("cpu", {}).pop(name, None)
 
 
-def differences(current: dict[str, object], saved: dict[str, object]) -> list[str]:
-    """Return what differs between two environments, as ``threads: 1, was 2``."""
-    names = sorted({*current, *saved})
-    return [f"{n}: {current.get(n)}, was {saved.get(n)}" for n in names if current.get(n) != saved.get(n)]
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

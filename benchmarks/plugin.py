@@ -18,6 +18,7 @@ from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
 from fixtures.options import count, seconds
 from reports.costs import cost_text
+from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
 from reports.tables import delta_text, metric_text, speed_text
@@ -302,7 +303,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.hookimpl(tryfirst=True)
 def pytest_benchmark_compare_machine_info(config: pytest.Config, machine_info: dict, compared_benchmark: dict) -> None:
     """Say once what differs from the baseline's environment; pytest-benchmark calls this before anything is shown."""
-    changed = environment.differences(machine_info["quant"], compared_benchmark["machine_info"].get("quant", {}))
+    changed = differences(machine_info["quant"], compared_benchmark["machine_info"].get("quant", {}))
     if changed:
         text = f"The baseline ran elsewhere, so times are not comparable: {'; '.join(changed)}."
         config.stash[_NOTES].append(text)

@@ -5,38 +5,38 @@ from typing import Literal
 
 from tabulate import tabulate
 
+from reports.machines import environment_of
 from reports.record import Record, record_name
 from reports.runs import Run
 from reports.tables import NULL, delta_text, metric_text, speed_text, three_digits
 
 
-def chip(run: Run) -> str:
-    """The name of the processor a run was measured on."""
-    described, plain = run.machine.get("quant") or {}, run.machine.get("cpu") or {}
-    return described.get("cpu") or plain.get("brand_raw") or run.machine.get("machine") or "an unnamed processor"
-
-
-def machine(run: Run) -> str:
-    """The processor and the threads, which together decide whose times may stand in one series."""
-    threads = (run.machine.get("quant") or {}).get("threads")
-    return chip(run) if threads is None else f"{chip(run)}, {threads} thread{'' if threads == 1 else 's'}"
+def machine(run: Run, record: Record) -> str:
+    """The processor and the threads a case ran on, which together decide whose times may stand in one series."""
+    environment = environment_of(run, record)
+    known = run.machine.get("cpu") or {}
+    cpu = environment.get("cpu") or known.get("brand_raw") or run.machine.get("machine") or "an unnamed processor"
+    threads = environment.get("threads")
+    return cpu if threads is None else f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def chip_table(runs: Sequence[Run], format: Literal["simple", "github"] = "simple") -> str:
     """Every case with its metric, time and speed on each chip of these runs, which should be of one commit.
 
-    Of several runs on one chip the last saved counts. Times are those of different machines: they say which chip to
-    buy, not what a change did, so nothing is judged here. Where the commits differ a line says so.
+    Of several records of a case on one chip the last saved counts. Times are those of different machines: they say
+    which chip to buy, not what a change did, so nothing is judged here. Where the commits differ a line says so.
     """
-    latest = {machine(run): run for run in sorted(runs, key=lambda run: run.saved or "")}
-    found = {name: {record_name(record): record for record in run.records} for name, run in latest.items()}
+    found: dict[str, dict[str, Record]] = {}
+    for run in sorted(runs, key=lambda run: run.saved or ""):
+        for record in run.records:
+            found.setdefault(machine(run, record), {})[record_name(record)] = record
     cases = list(dict.fromkeys(case for records in found.values() for case in records))
     rows = [[case, *(cell for records in found.values() for cell in _cells(records.get(case)))] for case in cases]
     marks = [f"{title} {_letter(index)}" for index in range(len(found)) for title in ("metric", "ms", "speed")]
     align = ["left", *["left", "right", "right"] * len(found)]
     drawn = tabulate(rows, ["case", *marks], tablefmt=format, disable_numparse=True, colalign=align)
-    lines = [f"{_letter(index)}: {name} ({latest[name].path})" for index, name in enumerate(found)]
-    commits = {run.commit.get("id") for run in latest.values()}
+    lines = [f"{_letter(index)}: {name}" for index, name in enumerate(found)]
+    commits = {run.commit.get("id") for run in runs}
     if len(commits) > 1:
         names = ", ".join(sorted(str(commit)[:7] for commit in commits))
         lines.append(f"These runs are of different commits ({names}): figures differ by more than the chip.")

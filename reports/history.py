@@ -9,6 +9,7 @@ from pathlib import Path
 from reports.changes import FALSE_ALARMS, FEWEST, change_points
 from reports.chips import machine
 from reports.figures import figure, figure_text, higher_is_better
+from reports.machines import differences, environment_of
 from reports.record import Record, record_name
 from reports.runs import Run, RunError, problems_of, read_run
 
@@ -24,7 +25,7 @@ class Change:
 
     index   of the first save of the new level
     better  whether the new level is the better one
-    beside  versions of libraries, or else of the environment, that changed in the same save
+    beside  what of the environment changed in the same save
     """
 
     index: int
@@ -87,7 +88,9 @@ def histories(runs: Sequence[Run], metric: str, pattern: str = "*") -> list[Seri
         for record in run.records:
             name, found = record_name(record), figure(record, metric)
             if found is not None and fnmatchcase(name, pattern):
-                points.setdefault((machine(run), name, _data(record, metric)), []).append((run, record, found.value))
+                points.setdefault((machine(run, record), name, _data(record, metric)), []).append(
+                    (run, record, found.value)
+                )
     return [_series(key, metric, points[key]) for key in sorted(points, key=str)]
 
 
@@ -152,7 +155,7 @@ def _series(key: tuple, metric: str, points: list[tuple[Run, Record, float]]) ->
             before=before,
             after=after,
             better=(after > before) == higher_is_better(last, metric),
-            beside=_differences(points[start - 1][0], points[start][0]),
+            beside=differences(*(environment_of(*points[index][:2]) for index in (start, start - 1))),
         )
         for start, before, after in zip(starts, levels[:-1], levels[1:], strict=True)
     ]
@@ -162,10 +165,3 @@ def _series(key: tuple, metric: str, points: list[tuple[Run, Record, float]]) ->
 def _mean(values: list[float], by_ratio: bool) -> float:
     mean = sum(values) / len(values)
     return math.exp(mean) if by_ratio else mean
-
-
-def _differences(before: Run, after: Run) -> list[str]:
-    """Which library versions differ between two runs: ``onnxruntime 1.31 → 1.32``."""
-    old, new = ((run.machine.get("quant") or {}).get("versions") or {} for run in (before, after))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{name} {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names]

@@ -1,41 +1,16 @@
 """Judging a run against a baseline: which losses are shown, which are excluded, and which nobody can tell yet."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from reports.findings import Finding, Pair, Verdict, decided, finding_of
 from reports.limits import Limit
+from reports.measures import MEASURES, is_share
+from reports.record import record_name
 from reports.runs import Run
 
-Verdict = Literal["pass", "regressed", "inconclusive", "not judged"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one case under one limit; losses are positive where the run is worse, in the limit's unit.
-
-    case      name as rows call it
-    base      the metric in the baseline, None where it is not known
-    head      the metric in this run
-    loss      how much worse this run is
-    interval  95 % interval of the loss, None where the metric has no sampling error
-    p_value   that there is no loss, before correction for the number of cases
-    samples   how many samples, or pairs of rounds, the two runs share
-    needed    how many would decide, where it is inconclusive
-    reason    why it is not judged, or what a reader must know besides
-    """
-
-    case: str
-    limit: Limit
-    verdict: Verdict
-    base: float | None = None
-    head: float | None = None
-    loss: float | None = None
-    interval: tuple[float, float] | None = None
-    p_value: float | None = None
-    samples: int | None = None
-    needed: int | None = None
-    reason: str | None = None
+__all__ = ["Finding", "Judgement", "Verdict", "judge"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +55,109 @@ def judge(base: Run, head: Run, limits: Sequence[Limit]) -> Judgement:
 
     A case has *regressed* where the observed loss exceeds the limit and a paired test rejects that there is none (with
     Holm's correction over the run's cases); it *passes* where the upper end of the loss's interval is within the limit;
-    else it is *inconclusive*.
+    else it is *inconclusive*. Measures without a sampling error, such as sizes, regress or pass by their value.
     """
-    raise NotImplementedError
+    pairs = _pairs(base, head)
+    findings = decided([found for pair in pairs for limit in limits if (found := finding_of(pair, limit))])
+    known = {record_name(record) for record in base.records}
+    return Judgement(
+        base,
+        head,
+        findings,
+        lost=_lost(base, head),
+        failed=_failed(base, head),
+        elsewhere={pair.name: pair.elsewhere for pair in pairs if pair.elsewhere},
+        added=[name for record in head.records if (name := record_name(record)) not in known],
+        problems=list(_problems(pairs, findings, limits)),
+        notes=list(_notes(pairs, limits)) if limits else [],
+    )
+
+
+def _pairs(base: Run, head: Run) -> list[Pair]:
+    before = {record_name(record): record for record in base.records}
+    return [
+        Pair(base, head, before[name], record) for record in head.records if (name := record_name(record)) in before
+    ]
+
+
+def _failed(base: Run, head: Run) -> dict[str, str]:
+    return {name: how for name, how in _outcomes(head, "failed").items() if name not in _outcomes(base, "failed")}
+
+
+def _lost(base: Run, head: Run) -> dict[str, str]:
+    """Cases of the baseline that this run neither ran, nor deselected, nor saw fail."""
+    skipped, failed = _outcomes(head, "skipped"), _outcomes(head, "failed")
+    accounted = {*map(record_name, head.records), *(head.quant.get("deselected") or ()), *failed}
+    planned = set(head.quant.get("planned") or ())
+    lost = [name for record in base.records if (name := record_name(record)) not in accounted]
+    otherwise = {True: "it was planned, and did not come to its end", False: "there is no such case any more"}
+    return {name: skipped.get(name) or otherwise[name in planned] for name in lost}
+
+
+def _outcomes(run: Run, key: str) -> dict[str, str]:
+    return run.quant.get(key) or {}
+
+
+def _problems(pairs: Sequence[Pair], findings: Sequence[Finding], limits: Sequence[Limit]) -> Iterator[str]:
+    """Why the gate has not checked what it was asked to; without limits it was asked nothing."""
+    if limits and not pairs:
+        yield "the two runs have no case in common, so nothing was compared"
+        return
+    for limit in limits:
+        own = [finding for finding in findings if finding.limit is limit]
+        if not any(finding.verdict != "not judged" for finding in own):
+            yield f"{limit.text} judged nothing: {_why_nothing(limit, own, pairs)}"
+    for finding in findings:
+        if (
+            finding.verdict == "not judged"
+            and finding.base is not None
+            and finding.head is None
+            and _is_of_data(finding)
+        ):
+            yield f"{finding.case}: {finding.limit.metric} was known in the baseline and is not here: {finding.reason}"
+
+
+def _is_of_data(finding: Finding) -> bool:
+    """Whether the figure comes from data, which every run has, rather than from a clock, which some do without."""
+    measure = MEASURES.get(finding.limit.metric)
+    return measure is None or measure.comparable == "anywhere"
+
+
+def _why_nothing(limit: Limit, findings: Sequence[Finding], pairs: Sequence[Pair]) -> str:
+    if findings:
+        return Counter(finding.reason for finding in findings).most_common(1)[0][0]
+    if not any(limit.applies_to(pair.name) for pair in pairs):
+        return f"no case of both runs matches {limit.cases!r}"
+    own = sorted({metric for pair in pairs if (metric := pair.after["accuracy"].get("metric"))})
+    if limit.metric not in MEASURES and limit.metric not in own:
+        return f"there is no metric {limit.metric}; there are {', '.join([*MEASURES, *own])}"
+    return f"no case of both runs has such a {limit.metric}"
+
+
+def _notes(pairs: Sequence[Pair], limits: Sequence[Limit]) -> Iterator[str]:
+    yield from _not_gated(pairs, limits)
+    changed = {
+        pair.after["case"]["model"]
+        for pair in pairs
+        if pair.before["model"].get("weights_sha256") != pair.after["model"].get("weights_sha256")
+    }
+    for model in sorted(changed):
+        yield f"{model}: the float model's weights are not the baseline's"
+
+
+def _not_gated(pairs: Sequence[Pair], limits: Sequence[Limit]) -> Iterator[str]:
+    """Models whose own metric no limit speaks of, although accuracy is limited in points."""
+    if not any(limit.metric == "accuracy" for limit in limits):
+        return
+    told = set()
+    for pair in pairs:
+        model, metric = pair.after["case"]["model"], pair.after["accuracy"].get("metric")
+        gated = any(_limits_metric(limit, metric, pair) for limit in limits)
+        if metric and not gated and model not in told:
+            told.add(model)
+            yield f"{model}: {metric} is not gated; give it a limit of its own, such as {metric}:1%"
+
+
+def _limits_metric(limit: Limit, metric: str | None, pair: Pair) -> bool:
+    named = limit.metric in ("accuracy", metric) and limit.applies_to(pair.name)
+    return named and (limit.unit != "points" or is_share(pair.after))

@@ -5,25 +5,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from reports.measures import MEASURES, SHARES
+
 Unit = Literal["points", "percent", "absolute"]
 
-METRICS: dict[str, str] = {
-    "accuracy": "the model's own metric, whatever its name",
-    "error": "L2 distance of the outputs to float's, over theirs",
-    "sqnr_db": "signal to quantization noise, in decibels",
-    "cosine": "mean cosine of the outputs with float's",
-    "agreement": "share of samples with float's best class",
-    "kl": "mean divergence of the class probabilities from float's, in nats",
-    "speed": "time of float / time of case, same backend",
-    "time": "median seconds of a call",
-    "size": "bytes of the saved artefact",
-    "bits_per_weight": "bits stored for each parameter",
-    "cost": "seconds the quantizer takes",
-    "memory": "most bytes resident while the case runs",
-}
-"""What can be limited, besides a model's own metric under its own name, such as ``perplexity``."""
-
-_LIMIT = re.compile(r"(?:(?P<cases>[^:]+):)?(?P<metric>\w+):(?P<amount>[0-9]*\.?[0-9]+)(?P<unit>pp|%)?")
+_LIMIT = re.compile(r"(?:(?P<cases>.+):)?(?P<metric>\w+):(?P<amount>[0-9]*\.?[0-9]+)(?P<unit>pp|%)?")
 _UNITS: dict[str | None, Unit] = {"pp": "points", "%": "percent", None: "absolute"}
 
 
@@ -35,7 +21,7 @@ class LimitError(ValueError):
 class Limit:
     """The largest loss tolerated of one metric.
 
-    metric  a key of ``METRICS``, or the name of a model's own metric
+    metric  a key of ``MEASURES``, or the name of a model's own metric
     amount  never negative; in points (0.01 of a share), in percent of the baseline, or in the metric's own unit
     cases   a shell pattern that the case's name, as rows call it, must match
     text    as the user wrote it
@@ -61,11 +47,11 @@ def parse_limit(text: str) -> Limit:
     if match is None:
         raise LimitError(
             f"{text!r} is not METRIC:LIMIT, such as accuracy:0.5pp, speed:10% or 'minilm-*:size:1%'; "
-            f"metrics are {', '.join(METRICS)}, or a model's own by name."
+            f"metrics are {', '.join(MEASURES)}, or a model's own by name."
         )
     unit = _UNITS[match["unit"]]
     metric = match["metric"]
-    if unit == "points" and metric in METRICS and metric not in ("accuracy", "agreement", "cosine"):
+    if unit == "points" and metric in MEASURES and metric not in SHARES:
         raise LimitError(
             f"{text!r}: points are for shares such as accuracy; give {metric} a limit in % or in its unit."
         )

@@ -21,6 +21,9 @@ FEW = 20
 # The median of fewer pairs has no 95 % interval: 2 * 0.5**5 is above 0.05.
 FEWEST_PAIRS = 6
 
+# Standard deviation of the log of a speed ratio between processes on one quiet machine, beyond that within them.
+BETWEEN_RUNS = 0.015
+
 _Z95 = NormalDist().inv_cdf(0.975)
 _CHUNK_ELEMENTS = 1 << 21
 _EXACT_CLUSTERS = 12
@@ -176,6 +179,22 @@ def speed_ratio(baseline: numpy.ndarray, variant: numpy.ndarray, seed: int = 0) 
         return SpeedRatio(ratio, None)
     low, high = _bootstrap(lambda picked: numpy.median(logs[picked], axis=1), len(logs), seed)
     return SpeedRatio(ratio, Interval(math.exp(low), math.exp(high), "paired bootstrap, 95 % percentile"))
+
+
+def speed_change(
+    before: float, after: float, before_bounds: Sequence[float], after_bounds: Sequence[float]
+) -> tuple[float, Interval, float]:
+    """How much of a speed ratio is lost between two runs, 1 - after / before, with its 95 % interval and p-value.
+
+    Each ratio comes with its own interval, from its rounds. Two runs of the same program differ by more than their
+    rounds tell, because processes differ in how their memory lies: ``BETWEEN_RUNS`` is added for each. Logarithms of
+    ratios are taken as normal.
+    """
+    widths = [math.log(high / low) / (2 * _Z95) for low, high in (before_bounds, after_bounds)]
+    error = math.sqrt(sum(width**2 + BETWEEN_RUNS**2 for width in widths))
+    step = math.log(after / before)
+    interval = Interval(-math.expm1(step + _Z95 * error), -math.expm1(step - _Z95 * error), "both runs' rounds")
+    return -math.expm1(step), interval, 2 * NormalDist().cdf(-abs(step) / error)
 
 
 def _paired(baseline: numpy.ndarray, variant: numpy.ndarray, dtype: type) -> tuple[numpy.ndarray, numpy.ndarray]:

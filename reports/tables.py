@@ -9,6 +9,7 @@ from typing import Literal
 
 from tabulate import tabulate
 
+from reports.measures import is_share
 from reports.record import Record, case_id, record_name
 
 WIDTH = 100
@@ -83,14 +84,6 @@ def speed_text(record: Record) -> str:
     if ratio is None:
         return NULL
     return f"{ratio:.2f}×" + _margin(ratio, speed.get("ci95") or [], 2, "")
-
-
-def is_share(record: Record) -> bool:
-    """Whether the metric lies between 0 and 1, higher is better, and so is shown in percent and points."""
-    accuracy = record["accuracy"]
-    figures = [accuracy.get("baseline"), accuracy.get("value")]
-    known = all(figure is not None and 0 <= figure <= 1 for figure in figures)
-    return known and accuracy.get("better") == "higher"
 
 
 def three_digits(value: float) -> str:

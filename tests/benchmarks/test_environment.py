@@ -58,17 +58,6 @@ def test_what_varies_between_runs_is_dropped():
     environment.drop_varying({})
 
 
-def test_equal_environments_have_no_differences():
-    assert environment.differences(environment.describe(MACHINE, 1), environment.describe(MACHINE, 1)) == []
-
-
-def test_differences_name_both_sides():
-    current, saved = environment.describe(MACHINE, 1), environment.describe(MACHINE, 2)
-    assert environment.differences(current, saved) == ["threads: 1, was 2"]
-    assert environment.differences({"isa": ["avx2"]}, {}) == ["isa: ['avx2'], was None"]
-    assert environment.differences({}, {"gone": 1}) == ["gone: None, was 1"]
-
-
 def test_pin_threads_sets_what_libraries_read(monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         monkeypatch.setenv(name, "7")

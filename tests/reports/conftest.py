@@ -1,6 +1,12 @@
 import copy
+import hashlib
 
+import numpy
 import pytest
+
+from reports.paired import Contributions
+from reports.record import pack_outcomes
+from reports.scores import pack_scores
 
 GOOD = {
     "schema": 1,
@@ -56,5 +62,42 @@ def make_record():
                 holder = holder[parent]
             holder[key] = value
         return record
+
+    return make
+
+
+@pytest.fixture
+def with_scores(make_record):
+    """``with_scores(right, case=..., error=...)``: a record whose scores and figures are of these samples."""
+
+    def make(right, case="minilm-gptq-int4-onnxruntime", error=None, clusters=None, digests=None, **changes):
+        right = numpy.asarray(right)
+        n = len(right)
+        error = numpy.full(n, 0.01) if error is None else numpy.asarray(error, float)
+        clusters = numpy.arange(n) if clusters is None else numpy.asarray(clusters)
+        digests = numpy.arange(n, dtype=numpy.uint32) if digests is None else numpy.asarray(digests, numpy.uint32)
+        parts = {
+            "accuracy": Contributions(right),
+            "baseline": Contributions(numpy.ones(n, bool)),
+            "agreement": Contributions(right),
+            "error": Contributions(error, numpy.ones(n), "root_mean"),
+            "cosine": Contributions(1 - error),
+        }
+        scores = {
+            "dataset_sha256": "d" * 64,
+            "samples": pack_outcomes(digests),
+            "outputs_sha256": hashlib.sha256(right.tobytes() + error.tobytes()).hexdigest(),
+            **pack_scores(parts, clusters),
+        }
+        value = float(right.mean())
+        figures = {
+            "accuracy.n": n,
+            "accuracy.baseline": 1.0,
+            "accuracy.value": value,
+            "accuracy.delta": value - 1,
+            "fidelity.agreement": value,
+            "fidelity.error": float(numpy.sqrt(error.mean())),
+        }
+        return make_record(case, scores=scores, **{**figures, **changes})
 
     return make

@@ -17,7 +17,7 @@ def test_one_commit_stands_on_every_chip_side_by_side(make_record):
     assert cells.startswith("minilm-gptq-int4-onnxruntime accuracy 94.0 (-0.6 ±1.2) 12.3 1.87× ±.04 ")
     assert cells.endswith(" accuracy 94.0 (-0.6 ±1.2) 4.00 1.87× ±.04")
     assert lines[3].split()[:4] == ["minilm-rtn-int4-mlx", "–", "–", "–"]
-    assert lines[4:] == ["A: M1, 1 thread (M1.json)", "B: M3, 1 thread (M3.json)"]
+    assert lines[4:] == ["A: M1, 1 thread", "B: M3, 1 thread"]
 
 
 def test_the_last_save_of_a_chip_counts(make_record):
@@ -34,7 +34,15 @@ def test_other_commits_and_figures_that_lack_are_said(make_record):
     assert "- These runs are of different commits (aaaaaaa, bbbbbbb)" in drawn
 
 
+def test_a_case_of_a_merged_run_stands_on_its_own_chip(make_record):
+    elsewhere = make_record("minilm-rtn-int4-mlx", environment={"cpu": "M2", "threads": 1})
+    lines = chip_table([run_on("M1", make_record(), elsewhere)]).splitlines()
+    assert lines[4:] == ["A: M1, 1 thread", "B: M2, 1 thread"]
+    assert lines[3].split()[:4] == ["minilm-rtn-int4-mlx", "–", "–", "–"]
+
+
 def test_a_machine_has_a_name_even_where_little_is_known(make_record):
-    assert machine(run_on("M1", threads=4)) == "M1, 4 threads"
-    assert machine(run_on(None)) == "an unnamed processor"
-    assert machine(Run(Path("x"), [], {}, {"cpu": {"brand_raw": "Xeon"}})) == "Xeon"
+    record = make_record()
+    assert machine(run_on("M1", threads=4), record) == "M1, 4 threads"
+    assert machine(run_on(None), record) == "an unnamed processor"
+    assert machine(Run(Path("x"), [], {}, {"cpu": {"brand_raw": "Xeon"}}), record) == "Xeon"

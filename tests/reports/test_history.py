@@ -41,7 +41,10 @@ def test_a_step_is_named_by_its_save_and_what_changed_with_it(make_record, save,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "M1, 1 thread"
     assert lines[1].split() == ["minilm-gptq-int4-onnxruntime", "▁▁▁▁▁███", "2.02×"]
-    assert lines[2].strip() == "0005_main (0000005): 1.50× → 2.01×, better; with it onnxruntime 1.31 → 1.32"
+    assert (
+        lines[2].strip()
+        == "0005_main (0000005): 1.50× → 2.01×, better; with it versions: onnxruntime 1.32, was onnxruntime 1.31"
+    )
     assert lines[-1].startswith("1 of 1 series have the 4 saves that a change needs; 1% of series")
 
 

@@ -1,0 +1,222 @@
+"""One case under one limit: how much was lost, what chance leaves open, and the verdict that follows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from reports.limits import Limit
+from reports.machines import RUNTIME, differences, environment_of
+from reports.measures import MEASURES, Measure, is_share
+from reports.paired import Change, change
+from reports.record import Record, record_name
+from reports.runs import Run
+from reports.scores import PAIRED, Scores, scores_of, shared_samples
+from reports.statistics import Interval, holm, speed_change
+
+Verdict = Literal["pass", "regressed", "inconclusive", "not judged"]
+
+LEVEL = 0.05
+"""The chance of a false alarm among all cases of a run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one case under one limit; losses are positive where the run is worse, in the limit's unit.
+
+    case      name as rows call it
+    base      the metric in the baseline, None where it is not known
+    head      the metric in this run
+    loss      how much worse this run is
+    interval  95 % interval of the loss, None where the metric has no sampling error
+    p_value   that there is no loss, before correction for the number of cases
+    samples   how many samples the two runs share; None where it is not samples that decide
+    needed    how many would decide, where it is inconclusive
+    reason    why it is not judged, or what a reader must know besides
+    """
+
+    case: str
+    limit: Limit
+    verdict: Verdict
+    base: float | None = None
+    head: float | None = None
+    loss: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    samples: int | None = None
+    needed: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A case in the baseline and in this run."""
+
+    base: Run
+    head: Run
+    before: Record
+    after: Record
+
+    @property
+    def name(self) -> str:
+        return record_name(self.after)
+
+    @cached_property
+    def elsewhere(self) -> str | None:
+        """What differs between the environments of both, or in how the case ran there, if anything does."""
+        return self._differing(None)
+
+    @cached_property
+    def other_runtime(self) -> str | None:
+        """What differs of that which decides ratios of times, if anything does."""
+        return self._differing(RUNTIME)
+
+    @cached_property
+    def scores(self) -> tuple[Scores, Scores, int]:
+        """Both sides' scores, and how many samples they share."""
+        before, after = scores_of(self.before), scores_of(self.after)
+        return before, after, shared_samples(before, after)
+
+    def _differing(self, names: tuple[str, ...] | None) -> str | None:
+        environments = environment_of(self.head, self.after), environment_of(self.base, self.before)
+        found = differences(*environments, names)
+        for what, old, new in (
+            ("evidence", self.before.get("evidence"), self.after.get("evidence")),
+            ("samples per call", self.before["speed"].get("batch"), self.after["speed"].get("batch")),
+        ):
+            found += [f"{what}: {new}, was {old}"] if None not in (old, new) and old != new else []
+        return "; ".join(found) or None
+
+
+def finding_of(pair: Pair, limit: Limit) -> Finding | None:
+    """Judge a case under a limit; None where the limit is not about such a case."""
+    measure = _measure(limit, pair.before)
+    if measure is None or not limit.applies_to(pair.name) or pair.after["kind"] not in measure.kinds:
+        return None
+    values = measure.value(pair.before), measure.value(pair.after)
+    reason = _obstacle(pair, measure, *values)
+    if reason:
+        return Finding(pair.name, limit, "not judged", *values, reason=reason)
+    if limit.metric in PAIRED or measure is MEASURES["accuracy"]:
+        return _paired(pair, limit, measure)
+    if measure is MEASURES["speed"]:
+        return _speed(pair, limit)
+    return _exact(pair, limit, measure, *values)
+
+
+def decided(findings: Sequence[Finding]) -> list[Finding]:
+    """Give findings with an interval their verdicts, with Holm's correction over all that were tested."""
+    tested = [index for index, finding in enumerate(findings) if finding.p_value is not None]
+    corrected = dict(zip(tested, holm([findings[index].p_value for index in tested]), strict=True))
+    return [_decide(finding, corrected.get(index)) for index, finding in enumerate(findings)]
+
+
+def _measure(limit: Limit, record: Record) -> Measure | None:
+    own = record["accuracy"].get("metric")
+    if limit.metric in (own, "accuracy") and limit.unit == "points" and own and not is_share(record):
+        return None
+    return MEASURES["accuracy"] if limit.metric == own else MEASURES.get(limit.metric)
+
+
+def _obstacle(pair: Pair, measure: Measure, before: float | None, after: float | None) -> str | None:
+    """Why the two figures cannot be compared, if they cannot."""
+    for value, record, where in ((after, pair.after, ""), (before, pair.before, "in the baseline: ")):
+        if value is None:
+            return f"{where}{measure.reason(record)}"
+    if measure.comparable == "machine" and pair.elsewhere:
+        return f"the baseline ran elsewhere ({pair.elsewhere})"
+    if measure.comparable == "runtime" and pair.other_runtime:
+        return f"the baseline ran elsewhere ({pair.other_runtime})"
+    if measure is MEASURES["cost"] and (pair.before["cost"].get("cached") or pair.after["cost"].get("cached")):
+        return "the quantized model came from the cache"
+    return None
+
+
+def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
+    """Judge on the samples that both runs share."""
+    name = limit.metric if limit.metric in PAIRED else "accuracy"
+    before, after, n = pair.scores
+    if n == 0 or name not in before.contributions or name not in after.contributions:
+        reason = "the two runs were judged on other data" if n == 0 else "a record does not keep its samples' scores"
+        return Finding(pair.name, limit, "not judged", reason=reason)
+    parts = [scores.contributions[name].first(n) for scores in (before, after)]
+    found = change(*parts, None if after.clusters is None else after.clusters[:n])
+    if before.outputs and before.outputs == after.outputs:
+        # The same answers bit for bit: not a sample of no change, but no change.
+        found = replace(found, interval=Interval(0.0, 0.0, "the same outputs"))
+    return _of_change(pair, limit, found, measure.higher_is_better(pair.before), n)
+
+
+def _of_change(pair: Pair, limit: Limit, found: Change, higher: bool, n: int) -> Finding:
+    scale = _scale(limit, found.before)
+    if scale is None or not math.isfinite(found.after - found.before):
+        return _without_unit(pair, limit, found.before, found.after)
+    sign = -scale if higher else scale
+    bounds = found.interval and tuple(sorted(sign * bound for bound in found.interval[:2]))
+    loss = sign * (found.after - found.before)
+    return Finding(
+        pair.name, limit, "inconclusive", found.before, found.after, loss, bounds, found.p_value, n, reason=None
+    )
+
+
+def _speed(pair: Pair, limit: Limit) -> Finding:
+    """Judge the ratios to float of both runs, each with the noise of its own rounds and that between any two runs."""
+    ratios = [record["speed"]["ratio"] for record in (pair.before, pair.after)]
+    intervals = [record["speed"].get("ci95") for record in (pair.before, pair.after)]
+    if None in intervals:
+        return Finding(pair.name, limit, "not judged", *ratios, reason="too few rounds for an interval")
+    loss, interval, p_value = speed_change(*ratios, *intervals)
+    scale = {"percent": 100.0, "absolute": ratios[0]}[limit.unit]
+    bounds = (scale * interval.low, scale * interval.high)
+    return Finding(pair.name, limit, "inconclusive", *ratios, scale * loss, bounds, p_value)
+
+
+def _exact(pair: Pair, limit: Limit, measure: Measure, before: float, after: float) -> Finding:
+    """Judge a figure that has no sampling error."""
+    scale = _scale(limit, before)
+    if scale is None and after != before:
+        return _without_unit(pair, limit, before, after)
+    loss = (scale or 1.0) * (before - after if measure.higher_is_better(pair.before) else after - before)
+    return Finding(pair.name, limit, "regressed" if loss > limit.amount else "pass", before, after, loss)
+
+
+def _scale(limit: Limit, before: float) -> float | None:
+    """The factor from a metric's own unit to the limit's."""
+    if limit.unit == "percent":
+        return 100 / abs(before) if before and math.isfinite(before) else None
+    return 100.0 if limit.unit == "points" else 1.0
+
+
+def _without_unit(pair: Pair, limit: Limit, before: float, after: float) -> Finding:
+    if before == after:
+        return Finding(pair.name, limit, "pass", before, after, 0.0, reason="equal")
+    reason = f"the baseline is {before:g}, of which there is no percentage: limit {limit.metric} in its own unit"
+    return Finding(pair.name, limit, "not judged", before, after, reason=reason)
+
+
+def _decide(finding: Finding, p_value: float | None) -> Finding:
+    if finding.verdict != "inconclusive" or finding.loss is None:
+        return finding
+    amount, bounds = finding.limit.amount, finding.interval
+    if finding.loss > amount and p_value is not None and p_value < LEVEL:
+        return replace(finding, verdict="regressed")
+    if bounds and bounds[1] <= amount:
+        return replace(finding, verdict="pass")
+    return replace(finding, needed=_needed(finding))
+
+
+def _needed(finding: Finding) -> int | None:
+    """How many samples would decide if the loss stays what it is: margins shrink with the root of their number."""
+    loss, amount = finding.loss, finding.limit.amount
+    distance = loss if loss > amount else amount - loss
+    if not finding.interval or not finding.samples or distance <= 0:
+        return None
+    margin = max(finding.interval[1] - loss, loss - finding.interval[0])
+    return _two_digits(max(finding.samples + 1, finding.samples * (margin / distance) ** 2))
+
+
+def _two_digits(count: float) -> int:
+    """Round up to two significant digits: a forecast is no better than that."""
+    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit
