@@ -27,7 +27,7 @@ def table(records: Sequence[Record], verbose: bool = False, format: Literal["sim
     """The table of valid records with its footnotes; verbose adds columns, and may then be wider than ``WIDTH``."""
     if not records:
         return "No case was measured."
-    records = sorted(records, key=_order)
+    records = sorted(records, key=order)
     columns = _COLUMNS + _VERBOSE_COLUMNS if verbose else _COLUMNS
     headers = ["case", *(header for header, _ in columns)]
     rows = [[record_name(record), *(cell(record) for _, cell in columns)] for record in records]
@@ -174,7 +174,7 @@ def _under_headings(rows: list[list[str]]) -> list[list[str]]:
     return shortened
 
 
-def _order(record: Record) -> tuple:
+def order(record: Record) -> tuple:
     case = record["case"]
     return (
         case["model"],
