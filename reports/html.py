@@ -30,10 +30,11 @@ from reports.verdicts import headline, sections
 _TEMPLATES = Path(__file__).parent / "templates"
 _AXES = ("model", "method", "bits", "backend")
 _HISTORY = ("accuracy", "agreement", "speed", "size")
+_FIRST = ("accuracy", "fidelity", "speed", "size", "memory", "coverage", "parity", "cost", "scheme", "model")
 _UNITS = {"points": " pp", "percent": " %", "absolute": ""}
 _VERDICTS = ("regressed", "inconclusive", "not judged", "pass")
 # What the judgement's table shows already.
-_IN_TABLE = ("regressed", "inconclusive", "pass", "not judged")
+_IN_TABLE = ("regressed", "inconclusive", "passed", "not judged")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
     ]
     fronted = _fronted([front for _, front in found])
     ordered = sorted(latest.items(), key=lambda item: (order(item[1]), item[0][0]))
-    rows = [Row(record, place, _cells(record, fronted)) for (place, _), record in ordered]
-    records = [row.record for row in rows]
+    records = [record for _, record in ordered]
+    metrics = {metric for record in records if (metric := record["accuracy"].get("metric"))}
+    rows = [Row(record, place, _cells(record, fronted, len(metrics) > 1)) for (place, _), record in ordered]
     backends = sorted({record["case"]["backend"] for record in records})
     numbers = {id(record): index for index, record in enumerate(records)}
     environment = jinja2.Environment(
@@ -95,7 +97,7 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
         advice=_advice(rows, machines),
         judged=judgement and _judged(judgement),
         machines=machines,
-        columns=_COLUMNS,
+        columns=[(metrics.pop().capitalize() if len(metrics) == 1 else "Metric", "num"), *_COLUMNS],
         rows=rows,
         filters=_filters(records),
         legend=[(name, index % 8, Markup(shape(index))) for index, name in enumerate(backends)],
@@ -114,7 +116,6 @@ def script_json(value: Any) -> Markup:
 
 
 _COLUMNS = (
-    ("Metric", "num"),
     ("Δ to float", "num"),
     ("Agreement", "num"),
     ("MB", "num"),
@@ -127,14 +128,14 @@ _COLUMNS = (
 )
 
 
-def _cells(record: Record, fronted: dict[int, list[str]]) -> list[Cell]:
+def _cells(record: Record, fronted: dict[int, list[str]], names_metric: bool) -> list[Cell]:
     accuracy, size, speed = record["accuracy"], record["size"], record["speed"]
-    metric = metric_text(record) if accuracy.get("value") is not None else NULL
+    metric, _, own = (metric_text(record) if accuracy.get("value") is not None else NULL).rpartition(" ")
     agreement, native = record["fidelity"].get("agreement"), record["coverage"].get("operators_native")
     delta, bits, p50, ratio = accuracy.get("delta"), size.get("bits_per_weight"), speed.get("p50"), speed.get("ratio")
     on = fronted.get(id(record), [])
     return [
-        Cell(metric.rpartition(" ")[2], accuracy.get("value"), metric.rpartition(" ")[0], accuracy.get("reason") or ""),
+        Cell(own, accuracy.get("value"), metric if names_metric else "", accuracy.get("reason") or ""),
         Cell(delta_text(record), delta, reason=accuracy.get("reason") or "", tone=_tone(record)),
         _number(agreement, agreement and f"{100 * agreement:.1f}", record["fidelity"]),
         _number(size.get("bytes"), size.get("bytes") and three_digits(size["bytes"] / 1e6), size),
@@ -181,8 +182,11 @@ def _advice(rows: Sequence[Row], machines: Sequence[str]) -> list[str]:
 def _judged(judgement: Judgement) -> dict[str, Any]:
     ranked = sorted(judgement.findings, key=lambda finding: (_VERDICTS.index(finding.verdict), -_excess(finding)))
     records = {record_name(record): record for record in judgement.head.records}
+    regressed = any(finding.verdict == "regressed" for finding in ranked)
+    words = {"pass": "Pass", "inconclusive": "Inconclusive", "regressed": "Regressed" if regressed else "Failed"}
     return {
         "verdict": judgement.verdict,
+        "word": words[judgement.verdict],
         "headline": headline(judgement),
         "base": judgement.base,
         "findings": [_finding(finding, records[finding.case]) for finding in ranked],
@@ -224,6 +228,10 @@ def _plots(
     found: Sequence[tuple[str, Front]], numbers: dict[int, int], backends: Sequence[str], machines: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The plots of each model on each machine, with the same in words."""
+
+    def drawn(front: Front) -> Markup:
+        return Markup(scatter(front, numbers, backends))
+
     groups: dict[tuple[str, str], list[Front]] = {}
     for place, front in found:
         groups.setdefault((front.model, place), []).append(front)
@@ -232,12 +240,17 @@ def _plots(
             "model": model,
             "title": model if len(machines) == 1 else f"{model} on {place}",
             "figures": [
-                (Markup(scatter(front, numbers, backends)), COSTS[front.cost], front.missing, front_text(front))
-                for front in group
+                (drawn(front), _quality(front), COSTS[front.cost], front.missing, front_text(front)) for front in group
             ],
         }
         for (model, place), group in sorted(groups.items())
     ]
+
+
+def _quality(front: Front) -> str:
+    """What the quality of a front is called: the model's own metric, or agreement."""
+    own = front.sets[0].leader.record["accuracy"].get("metric")
+    return own if own and front.quality == "accuracy" else front.quality
 
 
 def _history(runs: Sequence[Run], rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -294,9 +307,20 @@ def _pairs_text(holder: dict[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (holder or {}).items() if value not in (None, "", [], {}))
 
 
+def _details(record: Record) -> dict[str, Any]:
+    """What is known of a record, the sections a reader asks for first; its case is the title already."""
+    found = {name: value for name, value in flat(record).items() if value not in (None, "")}
+    sections = sorted({name.partition(".")[0] for name in found} - {"case"}, key=_section_rank)
+    return {name: found[name] for section in sections for name in found if name.partition(".")[0] == section}
+
+
+def _section_rank(section: str) -> int:
+    return _FIRST.index(section) if section in _FIRST else len(_FIRST)
+
+
 def _script_data(rows: Sequence[Row]) -> Markup:
     """The details of every row, as columns and values; names of layers, which cases share, are kept once."""
-    details = [{name: value for name, value in flat(row.record).items() if value is not None} for row in rows]
+    details = [_details(row.record) for row in rows]
     columns = list(dict.fromkeys(name for detail in details for name in detail))
     numbers = {name: index for index, name in enumerate(columns)}
     names: dict[tuple[str, ...], int] = {}
@@ -314,5 +338,3 @@ def _script_data(rows: Sequence[Row]) -> Markup:
             "layers": layers,
         }
     )
-
-

@@ -14,8 +14,8 @@ from reports.pareto import COSTS, Front, Point, interval_text
 from reports.record import record_name
 from reports.tables import three_digits
 
-WIDTH, HEIGHT = 460, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 44
+WIDTH, HEIGHT = 420, 310
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 46
 _UNITS = {"time": (1e3, "ms"), "size": (1e-6, "MB"), "memory": (1e-6, "MB")}
 _SHAPES = (
     '<circle r="4.5"/>',
@@ -53,9 +53,9 @@ def scatter(found: Front, rows: Mapping[int, int], backends: Sequence[str]) -> s
         else:
             kind, words = "lead", "on the front"
         marks.append(_mark(axes, point, kind, words, rows[id(point.record)], backends))
-    title = f"{found.model}: {axes.quality_title} against {COSTS[found.cost]}"
+    title = f"{found.model}: {axes.quality_title} against {COSTS[found.cost]}. Arrow keys move between points."
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(title)}. Arrow keys move between points.">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(title)}">'
         f"{axes.draw()}{_staircase(axes, leaders)}{''.join(marks)}</svg>"
     )
 
@@ -103,7 +103,7 @@ class _Axes:
         floor = min(worths[len(worths) // 8], min(point.quality.value for point in leaders))
         shown = [worth for worth in worths if worth >= floor]
         ends = [end for point in leaders for end in (point.quality.low, point.quality.high) if math.isfinite(end)]
-        self.y_low, self.y_high = _padded([*shown, *(end for end in ends if end <= 2 * max(shown) - min(shown) + 1e-9)])
+        self.y_low, self.y_high = _padded([*shown, *ends])
 
     def x(self, cost: float) -> float:
         share = (self._scaled(cost) - self.x_low) / (self.x_high - self.x_low) if cost > 0 or not self.log else 0.0
@@ -128,7 +128,7 @@ class _Axes:
             x = self.x(cost)
             parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
             text = _tick_text(cost * self.factor)
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
         middle = (_LEFT + right) / 2
         title = f"{COSTS[self.found.cost]} ({self.unit}){', logarithmic' if self.log else ''}"
         parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>')
