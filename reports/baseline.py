@@ -1,20 +1,18 @@
 """``--baseline`` of the commands that write reports: judging a run under the limits given, or under usual ones."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
-from reports.figures import figure
 from reports.judgement import Judgement, judge
-from reports.limits import Limit, LimitError, parse_limit
-from reports.runs import Run, RunError, read_valid_run
+from reports.limits import LimitError, parse_limit
+from reports.runs import Run, RunError
+from reports.storage import open_run
 
 USUAL = ("accuracy:1pp", "agreement:1pp", "speed:10%", "size:1%")
-"""The limits where none is given; those on figures that a run does not have are left out."""
+"""The limits where none is given; those that have nothing to judge are left out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--baseline", type=Path, metavar="RUN.json", help="judge the last run beside this one")
+    parser.add_argument("--baseline", metavar="RUN", help="judge the last run beside this one")
     parser.add_argument(
         "--fail",
         action="append",
@@ -31,18 +29,21 @@ def judged(head: Run, options: argparse.Namespace) -> Judgement | None:
     """
     if options.baseline is None:
         if options.fail:
-            raise RunError(f"--fail {options.fail[0]} needs --baseline RUN.json to judge against.")
+            raise RunError(f"--fail {options.fail[0]} needs --baseline RUN to judge against.")
         return None
-    base = read_valid_run(options.baseline)
+    base = open_run(options.baseline)
     try:
-        limits = [parse_limit(text) for text in options.fail or []] or _usual((base, head))
+        limits = [parse_limit(text) for text in options.fail or []]
     except LimitError as error:
         raise RunError(str(error)) from None
-    return judge(base, head, limits)
+    return judge(base, head, limits) if limits else _under_usual_limits(base, head)
 
 
-def _usual(runs: Sequence[Run]) -> list[Limit]:
+def _under_usual_limits(base: Run, head: Run) -> Judgement:
+    """Nobody asked for these limits, so it is no problem where one has nothing to judge, unless that goes for all."""
     limits = [parse_limit(text) for text in USUAL]
-    return [
-        limit for limit in limits if all(any(figure(record, limit.metric) for record in run.records) for run in runs)
-    ]
+    judgement = judge(base, head, limits)
+    effective = {finding.limit for finding in judgement.findings if finding.verdict != "not judged"}
+    if not effective or len(effective) == len(limits):
+        return judgement
+    return judge(base, head, [limit for limit in limits if limit in effective])

@@ -11,7 +11,8 @@ from reports.chips import machine
 from reports.figures import figure, figure_text, higher_is_better
 from reports.machines import differences, environment_of
 from reports.record import Record, record_name
-from reports.runs import Run, RunError, problems_of, read_run
+from reports.runs import Run, RunError, read_valid_run
+from reports.storage import PARTIAL, open_run
 
 # Figures that are compared by ratio, so noise is even and a change reads in per cent.
 _RATIOS = {"speed", "time", "size", "cost", "memory", "error", "bits_per_weight"}
@@ -56,25 +57,26 @@ class Series:
         return f"{self.text(change.before)} → {self.text(change.after)}"
 
 
-def saved_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of these files, and of all files below these folders, by time; and why files of a folder were left out.
+def saved_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
+    """The runs of these names, and of all files below these folders, by time; and why files of a folder were left out.
 
     Raises:
-        RunError: a file named itself cannot be used, or nothing was found.
+        RunError: a run named itself cannot be used, or nothing was found.
     """
     runs, left_out = [], []
-    for path in paths:
-        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-            if path.is_dir() and ".partial" in file.suffixes:
+    for name in names:
+        if not Path(name).is_dir():
+            runs.append(open_run(name))
+            continue
+        for file in sorted(Path(name).rglob("*.json")):
+            if file.stem.endswith(PARTIAL):
                 continue
             try:
-                runs.append(_valid(file))
+                runs.append(read_valid_run(file))
             except RunError as error:
-                if not path.is_dir():
-                    raise
                 left_out.append(str(error))
     if not runs:
-        raise RunError(f"No saved run in {', '.join(map(str, paths))}; save one with --benchmark-save=NAME.")
+        raise RunError(f"No saved run in {', '.join(names)}; save one with --benchmark-save=NAME.")
     return sorted(runs, key=lambda run: (run.saved or "", str(run.path))), left_out
 
 
@@ -126,14 +128,6 @@ def save_name(run: Run) -> str:
     """``0007_main (1a2b3c4)``; a ``+`` after a commit with local changes."""
     commit = str(run.commit.get("id") or "")[:7]
     return f"{run.path.stem} ({commit}{'+' if run.commit.get('dirty') else ''})" if commit else run.path.stem
-
-
-def _valid(path: Path) -> Run:
-    run = read_run(path)
-    problems = problems_of(run)
-    if problems:
-        raise RunError(problems[0])
-    return run
 
 
 def _data(record: Record, metric: str) -> str:

@@ -228,10 +228,6 @@ def _plots(
     found: Sequence[tuple[str, Front]], numbers: dict[int, int], backends: Sequence[str], machines: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The plots of each model on each machine, with the same in words."""
-
-    def drawn(front: Front) -> Markup:
-        return Markup(scatter(front, numbers, backends))
-
     groups: dict[tuple[str, str], list[Front]] = {}
     for place, front in found:
         groups.setdefault((front.model, place), []).append(front)
@@ -240,17 +236,12 @@ def _plots(
             "model": model,
             "title": model if len(machines) == 1 else f"{model} on {place}",
             "figures": [
-                (drawn(front), _quality(front), COSTS[front.cost], front.missing, front_text(front)) for front in group
+                (Markup(scatter(front, numbers, backends)), COSTS[front.cost], front, front_text(front))
+                for front in group
             ],
         }
         for (model, place), group in sorted(groups.items())
     ]
-
-
-def _quality(front: Front) -> str:
-    """What the quality of a front is called: the model's own metric, or agreement."""
-    own = front.sets[0].leader.record["accuracy"].get("metric")
-    return own if own and front.quality == "accuracy" else front.quality
 
 
 def _history(runs: Sequence[Run], rows: Sequence[Row]) -> list[dict[str, Any]]:

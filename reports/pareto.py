@@ -50,6 +50,12 @@ class Front:
     dominated: list[Point]
     missing: int
 
+    @property
+    def quality_name(self) -> str:
+        """The model's own metric by its name, or agreement."""
+        own = self.sets[0].leader.record["accuracy"].get("metric") if self.sets else None
+        return own if own and self.quality == "accuracy" else self.quality
+
 
 def fronts(records: Sequence[Record]) -> list[Front]:
     """The fronts of every model and cost for which at least two cases have both figures."""
@@ -93,7 +99,7 @@ def dominance(points: Sequence[Point]) -> numpy.ndarray:
 
 def front_text(found: Front) -> str:
     """A line a leader with both figures, then those tied with it, then how many are dominated."""
-    lines = [f"{found.model}: {found.quality} against {COSTS[found.cost]}"]
+    lines = [f"{found.model}: {found.quality_name} against {COSTS[found.cost]}"]
     width = max((len(record_name(group.leader.record)) for group in found.sets), default=0)
     for group in found.sets:
         record = group.leader.record
@@ -129,11 +135,12 @@ def _point(record: Record, quality: str, cost: str) -> Point | None:
 
 
 def _ahead(points: Sequence[Point]) -> numpy.ndarray:
-    """Whether the measured values alone put point i before point j, whatever their intervals: bool [i, j]."""
+    """Whether the measured values alone put point i before point j, bool [i, j]; of equals the first is before."""
     quality, cost = _table([point.quality for point in points]), _table([point.cost for point in points])
     gain = quality.value[:, None] - quality.value[None, :]
     saving = cost.value[None, :] - cost.value[:, None]
-    return (gain >= 0) & (saving >= 0) & ((gain > 0) | (saving > 0))
+    first = numpy.triu(numpy.ones_like(gain, bool), 1)
+    return (gain >= 0) & (saving >= 0) & ((gain > 0) | (saving > 0) | first)
 
 
 def _table(figures: Sequence[Figure]) -> Figure:

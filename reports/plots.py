@@ -89,9 +89,7 @@ class _Axes:
     def __init__(self, found: Front, points: Sequence[Point], leaders: Sequence[Point]) -> None:
         record = points[0].record
         self.found, self.record = found, record
-        self.quality_metric = record["accuracy"].get("metric") or "accuracy"
-        if found.quality == "agreement":
-            self.quality_metric = "agreement with float"
+        self.quality_metric = found.quality_name
         self.sign = 1.0 if higher_is_better(record, found.quality) else -1.0
         self.percent = found.quality == "agreement" or is_share(record)
         self.quality_title = self.quality_metric + (" (%)" if self.percent else "")

@@ -5,16 +5,16 @@ Each machine (processor and threads) has series of its own. A change is named on
 
 import argparse
 import sys
-from pathlib import Path
 
 from reports.runs import RunError
+from reports.storage import STORAGE
 
 HELP = "print how figures moved over saved runs, and in which save they changed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path(".benchmarks")
-    parser.add_argument("runs", nargs="*", type=Path, default=[default], metavar="FOLDER|RUN.json")
+    help = f"a folder of saves, a file, or the name of a save ({STORAGE})"
+    parser.add_argument("runs", nargs="*", default=[str(STORAGE)], metavar="FOLDER|RUN", help=help)
     parser.add_argument("--case", default="*", metavar="PATTERN", help="only cases such as 'minilm-*-int4-*' (all)")
     parser.add_argument("--metric", default="speed", help="accuracy, agreement, speed, time, size, … (speed)")
 
@@ -22,9 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from reports.history import histories, history_text, saved_runs
 
-    missing = [path for path in options.runs if not path.exists()]
-    if missing:
-        raise RunError(f"{missing[0]} does not exist; save runs with --benchmark-save=NAME, or name their folder.")
     runs, left_out = saved_runs(options.runs)
     series = histories(runs, options.metric, options.case)
     if not series:

@@ -8,13 +8,14 @@ import argparse
 from pathlib import Path
 
 from reports import baseline
-from reports.runs import RunError, read_valid_run
+from reports.runs import RunError
+from reports.storage import open_run
 
 HELP = "write the runs as one self-contained HTML page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a file, or the name of a save such as main or 0003")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
     baseline.add_arguments(parser)
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from reports.html import page
 
-    runs = sorted((read_valid_run(path) for path in options.runs), key=lambda found: found.saved or "")
+    runs = sorted(map(open_run, options.runs), key=lambda found: found.saved or "")
     text = page(runs, baseline.judged(runs[-1], options))
     try:
         options.output.write_text(text, encoding="utf-8")

@@ -7,13 +7,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from reports.runs import Run, RunError, read_valid_run
+from reports.runs import Run, RunError
+from reports.storage import open_run
 
 HELP = "print the table of each run and one sentence of advice"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a file, or the name of a save such as main or 0003")
     parser.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     parser.add_argument("-v", "--verbose", action="store_true", help="add flips, error, bits, coverage and parity")
     parser.add_argument("--into", type=Path, metavar="FILE", help="write it into FILE between the markers of --section")
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.into and options.format == "csv":
         raise RunError("A document cannot hold CSV; write it to a file: --format csv > table.csv.")
-    runs = [read_valid_run(path) for path in options.runs]
+    runs = [open_run(name) for name in options.runs]
     if options.format == "csv":
         sys.stdout.write(csv_text(runs))
     elif options.into:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def save(tmp_path):
             "datetime": f"2026-11-{index + 1:02}T00:00:00",
         }
         path.write_text(json.dumps(document))
-        return path
+        return str(path)
 
     return save
 
@@ -101,7 +102,7 @@ def test_cases_are_chosen_by_a_pattern(make_record, save, capsys):
 
 
 def test_a_folder_may_hold_other_files_and_says_so(make_record, save, tmp_path, capsys):
-    good = save(0, at_speed(make_record, 1.5))
+    good = Path(save(0, at_speed(make_record, 1.5)))
     (good.parent / "0001_other.json").write_text('{"benchmarks": []}')
     (good.parent / "0002_main.partial.json").write_text("{")
     assert main(["history", str(tmp_path / "saves")]) == 0
@@ -115,7 +116,7 @@ def test_a_folder_may_hold_other_files_and_says_so(make_record, save, tmp_path, 
 def test_nothing_saved_is_a_sentence(tmp_path, capsys):
     assert main(["history", str(tmp_path)]) == 4
     assert "No saved run in" in capsys.readouterr().err
-    assert main(["history", str(tmp_path / "absent")]) == 4
+    assert main(["history", "absent"]) == 4
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -253,7 +253,7 @@ def test_the_command_judges_beside_a_baseline(make_runs, save, tmp_path, capsys)
     [
         (["--fail", "size:1%"], "--fail size:1% needs --baseline"),
         (["--baseline", "RUN", "--fail", "size"], "'size' is not METRIC:LIMIT"),
-        (["--baseline", "absent.json"], "absent.json does not exist"),
+        (["--baseline", "absent"], "no complete save called 'absent'"),
         (["-o", "no/such/folder.html"], "cannot be written"),
     ],
 )

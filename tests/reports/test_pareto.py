@@ -74,12 +74,10 @@ def test_every_case_is_led_tied_or_dominated_and_the_front_is_that_of_the_values
     every = [name for s in found.sets for name in names([s.leader, *s.tied])] + names(found.dominated)
     assert sorted(every) == sorted(f"x{index}" for index in range(30))
     front_by_hand = {
-        f"x{i}"
-        for i, (a, _, s) in enumerate(figures)
-        if not any(b >= a and t <= s and (b > a or t < s) for b, _, t in figures)
+        (a, s) for a, _, s in figures if not any(b >= a and t <= s and (b > a or t < s) for b, _, t in figures)
     }
     leaders = [s.leader for s in found.sets]
-    assert set(names(leaders)) == front_by_hand
+    assert sorted((p.quality.value, p.cost.value) for p in leaders) == sorted(front_by_hand)
     assert [p.cost.value for p in leaders] == sorted(p.cost.value for p in leaders)
     for s in found.sets:
         for point in s.tied:
@@ -97,6 +95,11 @@ def test_a_worse_case_is_only_tied_where_its_interval_overlaps(make_record):
 def test_equal_bytes_do_not_save_a_case_whose_accuracy_is_shown_to_be_worse(make_record):
     found = front(records_at(make_record, [(0.90, 0.01, 10), (0.80, 0.01, 10)]), "size")
     assert names(found.dominated) == ["x1"]
+
+
+def test_of_equal_cases_one_leads_and_the_others_are_tied(make_record):
+    found = front(records_at(make_record, [(0.90, 0.01, 10)] * 4), "size")
+    assert [(names([s.leader]), names(s.tied)) for s in found.sets] == [(["x0"], ["x1", "x2", "x3"])]
 
 
 def test_lower_is_better_for_perplexity(make_record):
