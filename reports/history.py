@@ -1,6 +1,7 @@
 """How the figures of each case moved over saved runs, machine by machine, and in which save they changed."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -110,10 +111,25 @@ def history_text(series: Sequence[Series]) -> str:
                 beside = f"; with it {', '.join(change.beside)}" if change.beside else ""
                 word = "better" if change.better else "worse"
                 lines.append(f"    {change.save}: {one.step_text(change)}, {word}{beside}")
+    lines += ["", *changes_by_save(series)] if any(one.changes for one in series) else []
     judged = sum(len(one.values) >= FEWEST for one in series)
     chance = f"{FALSE_ALARMS:.0%} of series without a change show one by chance"
     lines += ["", f"{judged} of {len(series)} series have the {FEWEST} saves that a change needs; {chance}."]
     return "\n".join(lines[1:])
+
+
+def changes_by_save(series: Sequence[Series]) -> list[str]:
+    """A line for each save that began a new level, the latest first: ``0006_main: speed worse in 33 cases``."""
+    counts: dict[str, Counter] = {}
+    for one in series:
+        for change in one.changes:
+            kind = f"{one.metric} {'better' if change.better else 'worse'}"
+            counts.setdefault(change.save, Counter())[kind] += 1
+    order = {save: index for one in series for index, save in enumerate(one.saves)}
+    return [
+        f"{save}: " + ", ".join(f"{kind} in {n} case{'' if n == 1 else 's'}" for kind, n in counts[save].most_common())
+        for save in sorted(counts, key=order.__getitem__, reverse=True)
+    ]
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from reports.advice import advise
 from reports.chips import machine
 from reports.figures import figure_text
 from reports.flat import flat
-from reports.history import Series, histories, save_name
+from reports.history import Series, changes_by_save, histories, save_name
 from reports.judgement import Finding, Judgement
 from reports.machines import environment_of
 from reports.pareto import COSTS, Front, front_text, fronts
@@ -85,6 +85,7 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
     rows = [Row(record, place, _cells(record, fronted, len(metrics) > 1)) for (place, _), record in ordered]
     backends = sorted({record["case"]["backend"] for record in records})
     numbers = {id(record): index for index, record in enumerate(records)}
+    series = _series(runs)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -97,13 +98,14 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
         advice=_advice(rows, machines),
         judged=judgement and _judged(judgement),
         machines=machines,
-        columns=[(metrics.pop().capitalize() if len(metrics) == 1 else "Metric", "num"), *_COLUMNS],
+        columns=[(_sentence(metrics.pop()) if len(metrics) == 1 else "Metric", "num"), *_COLUMNS],
         rows=rows,
         filters=_filters(records),
         legend=[(name, index % 8, Markup(shape(index))) for index, name in enumerate(backends)],
         plots=_plots(found, numbers, backends, machines),
         layered=[index for index, record in enumerate(records) if record.get("layers")],
-        history=_history(runs, rows),
+        history=_history(series, rows),
+        changes=changes_by_save(series),
         footnotes=footnotes(records, verbose=True),
         environments=_environments(runs),
     )
@@ -124,7 +126,7 @@ _COLUMNS = (
     ("Bits/weight", "num"),
     ("Native %", "num"),
     ("Evidence", ""),
-    ("On the front of", ""),
+    ("Leads in", ""),
 )
 
 
@@ -187,12 +189,16 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
     return {
         "verdict": judgement.verdict,
         "word": words[judgement.verdict],
-        "headline": headline(judgement),
+        "headline": _sentence(headline(judgement).removeprefix("FAILED ").removeprefix("Passed ")),
         "base": judgement.base,
         "findings": [_finding(finding, records[finding.case]) for finding in ranked],
         "open": sum(finding.verdict in ("regressed", "inconclusive") for finding in ranked),
         "sections": [(name, lines) for name, lines in sections(judgement) if name not in _IN_TABLE],
     }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _excess(finding: Finding) -> float:
@@ -244,13 +250,16 @@ def _plots(
     ]
 
 
-def _history(runs: Sequence[Run], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line for each series of at least two saves, those that changed first."""
-    numbers = {(row.machine, row.name): index for index, row in enumerate(rows)}
+def _series(runs: Sequence[Run]) -> list[Series]:
+    """Every series of at least two saves, those that changed first; agreement only where there is no accuracy."""
     series = [one for metric in _HISTORY for one in histories(runs, metric) if len(one.values) > 1]
-    labelled = {case for one in series if one.metric == "accuracy" for case in [one.case]}
+    labelled = {one.case for one in series if one.metric == "accuracy"}
     series = [one for one in series if one.metric != "agreement" or one.case not in labelled]
-    series.sort(key=lambda one: (not one.changes, one.case, one.machine))
+    return sorted(series, key=lambda one: (not one.changes, one.case, one.machine))
+
+
+def _history(series: Sequence[Series], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    numbers = {(row.machine, row.name): index for index, row in enumerate(rows)}
     return [
         {
             "row": numbers[one.machine, one.case],

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reports.__main__ import main
-from reports.history import histories, saved_runs, sparkline
+from reports.history import changes_by_save, histories, saved_runs, sparkline
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_a_step_is_named_by_its_save_and_what_changed_with_it(make_record, save,
         lines[2].strip()
         == "0005_main (0000005): 1.50× → 2.01×, better; with it versions: onnxruntime 1.32, was onnxruntime 1.31"
     )
+    assert lines[-3] == "0005_main (0000005): speed better in 1 case"
     assert lines[-1].startswith("1 of 1 series have the 4 saves that a change needs; 1% of series")
 
 
@@ -124,6 +125,20 @@ def test_a_local_change_marks_its_save(make_record, save):
     paths = [save(index, at_speed(make_record, ratio), dirty=True) for index, ratio in enumerate(SLOW + FAST)]
     (series,) = histories(saved_runs(paths)[0], "speed")
     assert series.changes[0].save == "0005_main (0000005+)"
+
+
+def test_saves_are_listed_by_what_they_changed_the_latest_first(make_record, save):
+    sizes, paths = [10, 10, 20, 20, 20, 20], []
+    for index, (size, ratio) in enumerate(zip(sizes, [2, 2, 2, 2, 1, 1], strict=True)):
+        changes = {"size.bytes": size, "size.ratio": None, "size.reason": "not compared"}
+        changes |= {"speed.ratio": ratio, "speed.ci95": [ratio - 0.1, ratio + 0.1]}
+        cases = ("minilm-rtn-int4-mlx", "minilm-rtn-int4-torch")
+        paths.append(save(index, *(make_record(case, **changes) for case in cases)))
+    runs = saved_runs(paths)[0]
+    assert changes_by_save([*histories(runs, "size"), *histories(runs, "speed")]) == [
+        "0004_main (0000004): speed worse in 2 cases",
+        "0002_main (0000002): size worse in 2 cases",
+    ]
 
 
 def test_a_sparkline_spans_its_values():
