@@ -46,7 +46,7 @@ def read_run(path: str | os.PathLike) -> Run:
             written with a newer schema.
     """
     path = Path(path)
-    document = _read_json(path)
+    document = read_json(path)
     benchmarks = document.get("benchmarks") if isinstance(document, dict) else None
     if not isinstance(benchmarks, list) or not all(isinstance(benchmark, dict) for benchmark in benchmarks):
         raise RunError(f"{path} is not a pytest-benchmark file; save a run with --benchmark-json={path.name}.")
@@ -103,7 +103,12 @@ def _name(record: Record) -> str:
         return "unnamed record"
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        RunError: it is missing, or not complete JSON.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
