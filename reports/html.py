@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from reports.advice import advise
 from reports.chips import machine
+from reports.costs import cost_table, peer_table
 from reports.figures import figure_text
 from reports.flat import flat
 from reports.history import Series, changes_by_save, histories, save_name
@@ -29,6 +30,8 @@ from reports.verdicts import headline, sections
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _AXES = ("model", "method", "bits", "backend")
+# Records of a quantizer rather than of what it made: they have tables of their own.
+_COSTED = ("quantize", "peer")
 _HISTORY = ("accuracy", "agreement", "speed", "size")
 _FIRST = ("accuracy", "fidelity", "speed", "size", "memory", "coverage", "parity", "cost", "scheme", "model")
 _UNITS = {"points": " pp", "percent": " %", "absolute": ""}
@@ -69,19 +72,18 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
         judgement: of the last run beside a baseline, which is then the first thing to read.
     """
     runs = sorted(runs, key=lambda run: run.saved or "")
-    latest: dict[tuple[str, str], Record] = {}
-    for run in runs:
-        latest |= {(machine(run, record), record_name(record)): record for record in run.records}
+    latest = _latest(runs)
     machines = sorted({place for place, _ in latest})
+    cases = {key: record for key, record in latest.items() if record["kind"] not in _COSTED}
     found = [
         (place, front)
         for place in machines
-        for front in fronts([record for (where, _), record in latest.items() if where == place])
+        for front in fronts([record for (where, _), record in cases.items() if where == place])
     ]
-    fronted = _fronted([front for _, front in found])
-    ordered = sorted(latest.items(), key=lambda item: (order(item[1]), item[0][0]))
+    ordered = sorted(cases.items(), key=lambda item: (order(item[1]), item[0][0]))
     records = [record for _, record in ordered]
     metrics = {metric for record in records if (metric := record["accuracy"].get("metric"))}
+    fronted = _fronted([front for _, front in found])
     rows = [Row(record, place, _cells(record, fronted, len(metrics) > 1)) for (place, _), record in ordered]
     backends = sorted({record["case"]["backend"] for record in records})
     numbers = {id(record): index for index, record in enumerate(records)}
@@ -94,7 +96,7 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
         script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
         data=_script_data(rows),
         newest=runs[-1],
-        title=", ".join(sorted({record["case"]["model"] for record in records})),
+        title=", ".join(sorted({record["case"]["model"] for record in latest.values()})),
         advice=_advice(rows, machines),
         judged=judgement and _judged(judgement),
         machines=machines,
@@ -107,8 +109,21 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
         history=_history(series, rows),
         changes=changes_by_save(series),
         footnotes=footnotes(records, verbose=True),
+        costs=_costs([record for record in latest.values() if record["kind"] in _COSTED]),
         environments=_environments(runs),
     )
+
+
+def _latest(runs: Sequence[Run]) -> dict[tuple[str, str], Record]:
+    """The last record of every case on every machine, by machine and name."""
+    return {(machine(run, record), record_name(record)): record for run in runs for record in run.records}
+
+
+def _costs(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """What quantizers cost, ours and other libraries', as plain tables."""
+    ours, peers = ([record for record in records if record["kind"] == kind] for kind in _COSTED)
+    found = [("What each quantizer costs", cost_table(ours))] if ours else []
+    return found + ([("Other libraries' quantizers beside ours", peer_table(peers))] if peers else [])
 
 
 def script_json(value: Any) -> Markup:
@@ -252,7 +267,8 @@ def _plots(
 
 def _series(runs: Sequence[Run]) -> list[Series]:
     """Every series of at least two saves, those that changed first; agreement only where there is no accuracy."""
-    series = [one for metric in _HISTORY for one in histories(runs, metric) if len(one.values) > 1]
+    found = [one for metric in _HISTORY for one in histories(runs, metric)]
+    series = [one for one in found if len(one.values) > 1 and one.last["kind"] not in _COSTED]
     labelled = {one.case for one in series if one.metric == "accuracy"}
     series = [one for one in series if one.metric != "agreement" or one.case not in labelled]
     return sorted(series, key=lambda one: (not one.changes, one.case, one.machine))

@@ -220,6 +220,19 @@ def test_without_labels_or_times_the_page_still_comes(make_record):
     assert "no labels" in text
 
 
+def test_what_quantizers_cost_is_a_table_of_its_own(make_record):
+    cost = {"seconds": 3.21, "elapsed_seconds": 4.0, "peak_bytes": 50_000_000, "float_bytes": 25_000_000}
+    record = {**make_record(kind="quantize"), "cost": {**cost, "cached": False}}
+    text = page([a_run(make_record("digits-rtn-int4-torch"), record)])
+    Structure(text)
+    assert text.count("<tr data-i=") == 1
+    assert re.search(r"minilm-gptq-int4-onnxruntime\s+3.21", text[text.index('id="costs"') :])
+    alone = page([a_run(record)])
+    Structure(alone)
+    assert "<tr data-i=" not in alone
+    assert 'id="costs"' not in page([a_run(make_record())])
+
+
 @pytest.fixture
 def save(tmp_path):
     def save(run):

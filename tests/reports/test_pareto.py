@@ -5,7 +5,7 @@ import numpy
 import pytest
 
 from reports.__main__ import main
-from reports.figures import Figure, figure
+from reports.figures import Figure
 from reports.pareto import Point, dominance, front, front_text, fronts
 
 
@@ -137,25 +137,6 @@ def test_without_labels_it_is_agreement_and_cases_without_figures_are_counted(ma
     found = front(records, "size")
     assert (found.quality, found.missing) == ("agreement", 1)
     assert "without both figures: 1" in front_text(found)
-
-
-def test_the_interval_of_agreement_is_wilsons(make_record):
-    record = make_record(**{"fidelity.agreement": 0.9, "accuracy.n": 100})
-    # Newcombe, Statistics in Medicine 17 (1998), gives (.0552, .1744) for 10 of 100.
-    assert figure(record, "agreement") == pytest.approx((0.9, 1 - 0.1744, 1 - 0.0552), abs=2e-4)
-
-
-def test_the_latency_is_as_uncertain_as_the_ratio(make_record):
-    value, low, high = figure(make_record(), "time")
-    assert (value / low, value / high) == pytest.approx((1.91 / 1.87, 1.83 / 1.87))
-
-
-def test_figures_with_and_without_a_known_value(make_record):
-    record = make_record(memory={"reason": "x"}, **{"accuracy.ci95": [-0.01, 0.2]})
-    assert figure(record, "memory") is None
-    assert figure(record, "f1") is None
-    assert figure(record, "accuracy").high == 1.0
-    assert figure(record, "size") == (14_500_000,) * 3
 
 
 def test_one_case_makes_no_front(make_record):
