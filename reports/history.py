@@ -13,7 +13,7 @@ from reports.figures import figure, figure_text, higher_is_better
 from reports.machines import differences, environment_of
 from reports.record import Record, record_name
 from reports.runs import Run, RunError, read_valid_run
-from reports.storage import PARTIAL, open_run
+from reports.storage import PARTIAL, STORAGE, open_run
 
 # Figures that are compared by ratio, so noise is even and a change reads in per cent.
 _RATIOS = {"speed", "time", "size", "cost", "memory", "error", "bits_per_weight"}
@@ -66,7 +66,7 @@ def saved_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
     """
     runs, left_out = [], []
     for name in names:
-        if not Path(name).is_dir():
+        if not Path(name).is_dir() and name != str(STORAGE):
             runs.append(open_run(name))
             continue
         for file in sorted(Path(name).rglob("*.json")):

@@ -119,7 +119,7 @@ class _Axes:
         parts = []
         for worth in self._quality_ticks():
             y = self.y(worth)
-            shown = abs(worth) * (100 if self.percent else 1)
+            shown = self.sign * worth * (100 if self.percent else 1)
             parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
             parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_tick_text(shown)}</text>')
         for cost in self._cost_ticks():

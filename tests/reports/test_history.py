@@ -114,7 +114,10 @@ def test_a_folder_may_hold_other_files_and_says_so(make_record, save, tmp_path, 
     assert main(["history", str(good.parent / "0001_other.json")]) == 4
 
 
-def test_nothing_saved_is_a_sentence(tmp_path, capsys):
+def test_nothing_saved_is_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["history"]) == 4
+    assert capsys.readouterr().err == "No saved run in .benchmarks; save one with --benchmark-save=NAME.\n"
     assert main(["history", str(tmp_path)]) == 4
     assert "No saved run in" in capsys.readouterr().err
     assert main(["history", "absent"]) == 4

@@ -134,7 +134,9 @@ def test_nothing_is_loaded(make_runs):
     assert not re.search(r"@import|url\(", text)
 
 
-def test_hostile_texts_stay_texts(make_record):
+@pytest.fixture
+def hostile(make_record):
+    """A page whose every text tries to be markup."""
     record = make_record(
         speed={"reason": HOSTILE},
         layers=[{"name": HOSTILE, "error": 0.1}],
@@ -145,8 +147,11 @@ def test_hostile_texts_stay_texts(make_record):
     runs[0].commit["branch"] = runs[-1].commit["branch"] = HOSTILE
     limit = parse_limit("size:1%")
     finding = Finding(f"{HOSTILE}-gptq-int4-onnxruntime", limit, "regressed", 1.0, 2.0, 100.0, reason=HOSTILE)
-    text = page(runs, Judgement(runs[0], runs[-1], [finding], lost={HOSTILE: HOSTILE}, notes=[HOSTILE]))
-    found = Structure(text)
+    return page(runs, Judgement(runs[0], runs[-1], [finding], lost={HOSTILE: HOSTILE}, notes=[HOSTILE]))
+
+
+def test_hostile_texts_stay_texts(hostile):
+    found = Structure(hostile)
     assert [a.get("type") for a in found.all("script")] == ["application/json", None]
     assert found.all("img") == []
     assert not [key for _, attributes in found.elements for key in attributes if key.startswith("on")]
@@ -374,6 +379,20 @@ def test_layers_are_a_table(opened):
     assert opened.evaluate("document.querySelector('#layer-table caption').textContent").startswith(
         "Error of each layer"
     )
+
+
+def test_hostile_texts_stay_texts_in_a_browser(browser, hostile, tmp_path):
+    path = tmp_path / "hostile.html"
+    path.write_text(hostile, encoding="utf-8")
+    browser.open(path.as_uri())
+    browser.hover(".p > g")
+    browser.wait_for("!document.querySelector('#tip').hidden")
+    browser.evaluate("document.querySelector('button.case').click()")
+    assert HOSTILE in browser.evaluate("document.querySelector('#details-title').textContent")
+    assert HOSTILE in browser.evaluate("document.querySelector('#layer-table').textContent")
+    assert browser.evaluate("document.images.length") == 0
+    assert browser.errors() == []
+    assert browser.requests() == [path.as_uri()]
 
 
 CONTRASTS = """
