@@ -226,7 +226,7 @@ def _finding(finding: Finding, record: Record) -> dict[str, str]:
 
     unit = _UNITS[finding.limit.unit]
     loss = NULL if finding.loss is None else f"{finding.loss:+.3g}{unit}" if finding.loss else f"0{unit}"
-    between = finding.interval and f"{finding.interval[0]:+.3g} to {finding.interval[1]:+.3g}"
+    between = f"{finding.interval[0]:+.3g} to {finding.interval[1]:+.3g}" if any(finding.interval or ()) else ""
     needed = f"about {finding.needed:,} samples would decide" if finding.needed else ""
     return {
         "verdict": finding.verdict,
@@ -235,7 +235,7 @@ def _finding(finding: Finding, record: Record) -> dict[str, str]:
         "base": shown(finding.base),
         "head": shown(finding.head),
         "loss": loss,
-        "interval": between or "",
+        "interval": between,
         "note": "; ".join(part for part in (finding.reason, needed) if part),
     }
 

@@ -64,10 +64,12 @@ def sparkline_svg(values: Sequence[float], changes: Sequence[tuple[int, bool]], 
     """A line through ``values`` with a dot where a level began: ``changes`` are (index, whether it was better)."""
     width, height, pad = 132, 28, 5
     low, high = min(values), max(values)
+    middle = (low + high) / 2
     step = (width - 2 * pad) / max(1, len(values) - 1)
-    span = (high - low) or 1.0
+    # A wobble of less than two per cent does not fill the height.
+    span = max(high - low, 0.02 * abs(middle)) or 1.0
     at = [
-        (pad + index * step, height / 2 if high == low else height - pad - (height - 2 * pad) * (value - low) / span)
+        (pad + index * step, height / 2 - (height - 2 * pad) * (value - middle) / span)
         for index, value in enumerate(values)
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)

@@ -1,44 +1,14 @@
 """What a judgement says, in words: the verdict first, then what shuts the gate, what is open, and what passed."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reports.limits import Limit
-from reports.measures import is_share
-from reports.record import Record
-
 if TYPE_CHECKING:
     from reports.judgement import Finding, Judgement, Verdict
+    from reports.runs import Run
 
 Section = tuple[str, list[str]]
-_ELSEWHERE = "ran elsewhere, so times are not compared"
 _UNITS = {"points": " pp", "percent": " %", "absolute": ""}
-
-
-def without_limits(records: Sequence[Record]) -> list[Limit]:
-    """Limits that nothing exceeds, under which a judgement tells what changed in runs that nothing is asked of."""
-    own = {record["accuracy"].get("metric") for record in records if not is_share(record)}
-    metrics = [*sorted(own - {None}), "error", "speed", "size"]
-    shown = [Limit("accuracy", math.inf, "points", "*", "accuracy")]
-    return shown + [Limit(metric, math.inf, "percent", "*", metric) for metric in metrics]
-
-
-def comparison_text(judgement: "Judgement", verbose: bool = False) -> str:
-    """What changed beyond chance, under :func:`without_limits`; what did not is a count unless ``verbose``."""
-    changed = [finding for finding in judgement.findings if _is_beyond_chance(finding)]
-    against = judgement.base.path.name.removesuffix(".json")
-    figures = _count(len(_with(judgement.findings, "pass")), "figure") or "no figure"
-    head = f"Compared with {against}: {len(changed)} of {figures} changed beyond chance; no limit was given."
-    parts = [head, *(f"  {finding_text(finding)}" for finding in _worst_first(changed))]
-    for heading, lines in sections(judgement):
-        if heading in ("lost", "newly failed", "new", _ELSEWHERE) or (verbose and heading != "problems"):
-            parts += [f"{heading}:", *(f"  {line}" for line in lines)]
-    return "\n".join(parts)
-
-
-def _is_beyond_chance(finding: "Finding") -> bool:
-    return bool(finding.loss) and (finding.interval is None or not finding.interval[0] <= 0 <= finding.interval[1])
 
 
 def verdict_text(judgement: "Judgement", inconclusive_fails: bool = False, verbose: bool = False) -> str:
@@ -55,9 +25,10 @@ def verdict_text(judgement: "Judgement", inconclusive_fails: bool = False, verbo
 def verdict_markdown(judgement: "Judgement", inconclusive_fails: bool = False) -> str:
     """The judgement for a comment: what shuts the gate stands open, everything else is folded."""
     parts = [f"**{headline(judgement, inconclusive_fails)}**"]
+    shutting = {"problems", "regressed", "lost", "newly failed"} | ({"inconclusive"} if inconclusive_fails else set())
     for heading, lines in sections(judgement):
         items = "\n".join(f"- {line}" for line in lines)
-        if heading in ("problems", "regressed", "lost", "newly failed"):
+        if heading in shutting:
             parts.append(f"{heading.capitalize()}:\n\n{items}")
         else:
             title = f"{heading.capitalize()} ({len(lines)})"
@@ -67,18 +38,24 @@ def verdict_markdown(judgement: "Judgement", inconclusive_fails: bool = False) -
 
 def headline(judgement: "Judgement", inconclusive_fails: bool = False) -> str:
     """One sentence: whether the gate is shut, why, and what was compared."""
-    against = f"against {judgement.base.path.name.removesuffix('.json')}"
+    against = f"against {name_of(judgement.base)}"
     findings = judgement.findings
     counts = [
         _count(len(judgement.problems), "problem"),
         *(_of(findings, verdict) for verdict in ("regressed", "inconclusive", "not judged")),
-        *(f"{len(cases)} {word}" if cases else "" for word, cases in _gone(judgement)),
+        f"{len(judgement.lost)} lost" if judgement.lost else "",
+        f"{len(judgement.failed)} newly failed" if judgement.failed else "",
     ]
     details = ", ".join(count for count in counts if count)
     if judgement.fails(inconclusive_fails):
         return f"FAILED {against}: {details}."
     passed = f"{len(_with(findings, 'pass'))} of {_count(len(findings), 'check')} passed"
     return f"Passed {against}: {passed}{', ' if details else ''}{details}."
+
+
+def name_of(run: "Run") -> str:
+    """What a run's file is called, such as ``0003_main``."""
+    return run.path.name.removesuffix(".json")
 
 
 def sections(judgement: "Judgement") -> list[Section]:
@@ -91,7 +68,7 @@ def sections(judgement: "Judgement") -> list[Section]:
         ("newly failed", [f"{case}: {how}" for case, how in judgement.failed.items()]),
         ("inconclusive", [finding_text(finding) for finding in _worst_first(_with(findings, "inconclusive"))]),
         ("not judged", _gathered({_label(f): f.reason or "" for f in _with(findings, "not judged")})),
-        (_ELSEWHERE, _gathered(judgement.elsewhere)),
+        ("ran elsewhere, so times are not compared", _gathered(judgement.elsewhere)),
         ("new", judgement.added),
         ("notes", judgement.notes),
         ("passed", [finding_text(finding) for finding in _with(findings, "pass")]),
@@ -143,14 +120,9 @@ def _worst_first(findings: "Sequence[Finding]") -> "list[Finding]":
     """By how many times its limit each exceeds, so that metrics of different units share an order."""
 
     def excess(finding: "Finding") -> float:
-        amount = finding.limit.amount
-        return (finding.loss or 0.0) / (max(amount, 1e-12) if math.isfinite(amount) else 1.0)
+        return (finding.loss or 0.0) / max(finding.limit.amount, 1e-12)
 
     return sorted(findings, key=excess, reverse=True)
-
-
-def _gone(judgement: "Judgement") -> list[tuple[str, dict[str, str]]]:
-    return [("lost", judgement.lost), ("newly failed", judgement.failed)]
 
 
 def _gathered(reasons: dict[str, str]) -> list[str]:

@@ -91,4 +91,7 @@ def test_a_sparkline_marks_where_levels_began():
     assert heights[0] == heights[1] > heights[2] == heights[3]
     assert f'class="down" cx="{points[2].partition(",")[0]}"' in svg
     assert 'aria-label="a &quot;course&quot;"' in svg
+    assert 'points="5.0,14.0 127.0,14.0"' in sparkline_svg([0.0, 0.0], [], "nothing")
+    small = re.findall(r",([\d.]+)", re.search(r'points="([^"]+)"', sparkline_svg([1.0, 1.001], [], "x"))[1])
+    assert 0 < float(small[0]) - float(small[1]) < 2
     assert "nan" not in sparkline_svg([2.0], [], "one")
