@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import footprint
+from benchmarks.footprint import Footprint
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
 from fixtures.cache import Cache, Entry, source_digest
@@ -32,13 +34,22 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run sets for all cases: threads, samples per call, samples judged (None: the model's), seconds a case."""
+    """What a run sets for all cases.
+
+    threads             of every runtime
+    batch               samples per call
+    evaluation_samples  samples judged; None for the model's own number
+    case_seconds        after which judging stops
+    data                where labelled data of the user's lies
+    memory              whether the memory of artefacts is measured
+    """
 
     threads: int = 1
     batch: int = 1
     evaluation_samples: int | None = None
     case_seconds: float = 300.0
     data: DataOptions = field(default_factory=DataOptions)
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ class Workshop:
         self._models: dict[str, Model] = {}
         self._prepared: Prepared | None = None
         self._baseline: Artifact | None = None
+        self._twin: tuple[Artifact, Executable] | None = None
+        self._footprints: dict[str, Footprint] = {}
 
     def model(self, name: str) -> Model:
         """Return the zoo's description of a model; it loads no weights."""
@@ -98,7 +111,7 @@ class Workshop:
     def prepare(self, name: str) -> Prepared:
         """Return a model with its float graph."""
         if self._prepared is None or self._prepared.model.name != name:
-            self._baseline = None
+            self._baseline = self._twin = None
             self._prepared = self._prepare(name)
         return self._prepared
 
@@ -156,6 +169,28 @@ class Workshop:
             calibration = self.calibration(case.model)
             self._baseline = self.compile(case.baseline, self.quantize(case.baseline, calibration), calibration)
         return self._baseline
+
+    def twin(self, baseline: Artifact) -> Executable:
+        """Return a baseline's artefact loaded a second time, against which the first is timed."""
+        if self._twin is None or self._twin[0] is not baseline:
+            target = baseline.case.target
+            self._twin = baseline, target.load().load(baseline.entry.path, self.settings.threads, target.device)
+        return self._twin[1]
+
+    def footprint(self, artifact: Artifact, samples: Samples) -> Footprint:
+        """Return the memory that an artefact takes in a process of its own, measured once a run.
+
+        Raises:
+            ProcessError: it does not load or run there.
+        """
+        digest = artifact.entry.digest
+        if digest not in self._footprints:
+            self._progress(f"measuring the memory of {artifact.case}")
+            batch, threads = self.settings.batch, self.settings.threads
+            inputs = self.inputs_file(samples.first(footprint.BATCHES * batch))
+            request = footprint.Request(artifact.case.backend, str(artifact.entry.path), str(inputs), batch, threads)
+            self._footprints[digest] = footprint.measure(request)
+        return self._footprints[digest]
 
     def outputs(self, artifact: Artifact, samples: Samples) -> np.ndarray:
         """Return float32 [n, ...]: the first output on each sample; fewer than asked if the time cap was reached."""

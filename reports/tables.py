@@ -93,6 +93,15 @@ def three_digits(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def memory_text(record: Record) -> str:
+    """``+56.5 MB (0.35×)``: by how much the process grew at most, and how many times float's growth that is."""
+    memory = record["memory"]
+    if memory.get("growth_bytes") is None:
+        return NULL
+    ratio = "" if memory.get("ratio") is None else f" ({memory['ratio']:.2f}×)"
+    return f"+{three_digits(memory['growth_bytes'] / 1e6)} MB{ratio}"
+
+
 def _milliseconds(record: Record) -> str:
     p50 = record["speed"].get("p50")
     return NULL if p50 is None else three_digits(1000 * p50)
@@ -140,6 +149,7 @@ _VERBOSE_COLUMNS: list[tuple[str, Callable[[Record], str]]] = [
     ("bits/weight", _figure("size", "bits_per_weight", ".2f")),
     ("% quantized / native / simulated", _coverage),
     ("parity", _figure("parity", "error", ".1e")),
+    ("memory", memory_text),
 ]
 # Which section explains a dash in a column.
 _EXPLAINED_BY = {
@@ -249,7 +259,7 @@ def _reason_notes(records: Sequence[Record], verbose: bool) -> list[str]:
 def _reasons(record: Record, verbose: bool) -> Iterable[str]:
     sections = [section for cell, section in _EXPLAINED_BY.items() if cell(record) == NULL]
     if verbose:
-        cells = {"accuracy": _flips, "coverage": _coverage}
+        cells = {"accuracy": _flips, "coverage": _coverage, "memory": memory_text}
         cells |= {section: _figure(section, "error", "g") for section in ("fidelity", "parity")}
         sections += [section for section, cell in cells.items() if cell(record) == NULL]
     for section in sections:
