@@ -255,13 +255,15 @@ def save(tmp_path):
 
 
 def test_the_command_judges_beside_a_baseline(make_runs, save, tmp_path, capsys):
-    paths = [save(run) for run in make_runs()]
+    runs = make_runs()
+    runs[-1].records[0]["size"] |= {"bytes": 20_000, "ratio": 0.02}
+    paths = [save(run) for run in runs]
     output = tmp_path / "report.html"
     assert main(["html", paths[-1], "--baseline", paths[0], "-o", str(output)]) == 0
     assert capsys.readouterr().out == f"Written to {output}\n"
     text = output.read_text(encoding="utf-8")
     assert 'class="banner regressed"' in text
-    assert "speed:10%" in text
+    assert "<td>size:1%</td>" in text
     assert main(["html", *paths, "-o", str(output)]) == 0
     assert 'class="banner' not in output.read_text(encoding="utf-8")
 
