@@ -8,7 +8,8 @@ from typing import Any
 from reports.record import SECTIONS, Record, record_name
 from reports.runs import Run
 
-_LEFT_OUT = ("scores",)
+# What single samples scored and single rounds took, packed.
+_LEFT_OUT = ("scores", "speed.samples")
 _ENDS = ("low", "high")
 
 
@@ -31,11 +32,13 @@ def csv_text(runs: Sequence[Run]) -> str:
 
 
 def flat(record: Record) -> dict[str, Any]:
-    """Every value of a record under its path, but for what each sample scored; texts of a list are joined by ``; ``."""
-    return dict(_leaves({key: value for key, value in record.items() if key not in _LEFT_OUT}, ""))
+    """Every value of a record under its path, but for samples and rounds; texts of a list are joined by ``; ``."""
+    return dict(_leaves(record, ""))
 
 
 def _leaves(value: Any, path: str) -> Iterable[tuple[str, Any]]:
+    if path in _LEFT_OUT:
+        return
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else key)

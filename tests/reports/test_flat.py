@@ -66,6 +66,12 @@ def test_lists_become_columns_or_text(make_record):
     assert "layers" not in found
 
 
+def test_single_samples_and_rounds_are_left_out(make_record):
+    found = flat(make_record(**{"speed.samples": {"rounds": 2, "baseline": "packed", "variant": "packed"}}))
+    assert not any("packed" in name or value == "packed" for name, value in found.items())
+    assert found["speed.ratio"] == 1.87
+
+
 def test_several_runs_are_tables_under_their_names(save, make_record, capsys):
     one, two = save("one.json", make_record()), save("two.json", make_record("minilm-rtn-int4-mlx"))
     assert main(["table", one, two]) == 0
