@@ -13,6 +13,7 @@ example:
   pytest benchmarks -k int4 --benchmark-json=run.json
   python -m reports validate run.json
   python -m reports table run.json --format markdown > table.md
+  python -m reports html run.json -o report.html
 """
 BAD_INPUT = 4
 

@@ -27,7 +27,7 @@ def table(records: Sequence[Record], verbose: bool = False, format: Literal["sim
     """The table of valid records with its footnotes; verbose adds columns, and may then be wider than ``WIDTH``."""
     if not records:
         return "No case was measured."
-    records = sorted(records, key=_order)
+    records = sorted(records, key=order)
     columns = _COLUMNS + _VERBOSE_COLUMNS if verbose else _COLUMNS
     headers = ["case", *(header for header, _ in columns)]
     rows = [[record_name(record), *(cell(record) for _, cell in columns)] for record in records]
@@ -86,23 +86,30 @@ def speed_text(record: Record) -> str:
     return f"{ratio:.2f}×" + margin(ratio, speed.get("ci95") or [], 2, "")
 
 
+def three_digits(value: float) -> str:
+    """``1234``, ``12.3``, ``1.23``, ``0.012``."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def memory_text(record: Record) -> str:
     """``+56.5 MB (0.35×)``: by how much the process grew at most, and how many times float's growth that is."""
     memory = record["memory"]
     if memory.get("growth_bytes") is None:
         return NULL
     ratio = "" if memory.get("ratio") is None else f" ({memory['ratio']:.2f}×)"
-    return f"+{_three_digits(memory['growth_bytes'] / 1e6)} MB{ratio}"
+    return f"+{three_digits(memory['growth_bytes'] / 1e6)} MB{ratio}"
 
 
 def _milliseconds(record: Record) -> str:
     p50 = record["speed"].get("p50")
-    return NULL if p50 is None else _three_digits(1000 * p50)
+    return NULL if p50 is None else three_digits(1000 * p50)
 
 
 def _megabytes(record: Record) -> str:
     size = record["size"].get("bytes")
-    return NULL if size is None else _three_digits(size / 1e6)
+    return NULL if size is None else three_digits(size / 1e6)
 
 
 def _evidence(record: Record) -> str:
@@ -177,7 +184,7 @@ def _under_headings(rows: list[list[str]]) -> list[list[str]]:
     return shortened
 
 
-def _order(record: Record) -> tuple:
+def order(record: Record) -> tuple:
     case = record["case"]
     return (
         case["model"],
@@ -239,12 +246,6 @@ def _rounded_up(margin: float, decimals: int) -> str:
     unit = 10.0**-decimals
     text = f"{math.ceil(margin / unit - 1e-6) * unit:.{decimals}f}"
     return text.removeprefix("0") if float(text) else "0"
-
-
-def _three_digits(value: float) -> str:
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _reason_notes(records: Sequence[Record], verbose: bool) -> list[str]:

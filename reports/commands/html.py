@@ -1,0 +1,33 @@
+"""Write the runs as one HTML page that works from disk: verdict or advice, table, fronts, history, environment.
+
+With several runs it shows the last record of each case on each machine, and how the figures moved. With --baseline
+the last run is judged beside that one.
+"""
+
+import argparse
+from pathlib import Path
+
+from reports import baseline
+from reports.runs import RunError
+from reports.storage import open_run
+
+HELP = "write the runs as one self-contained HTML page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a file, or the name of a save such as main or 0003")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
+    baseline.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from reports.html import page
+
+    runs = sorted(map(open_run, options.runs), key=lambda found: found.saved or "")
+    text = page(runs, baseline.judged(runs[-1], options))
+    try:
+        options.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{options.output} cannot be written: {error.strerror}.") from None
+    print(f"Written to {options.output}")
+    return 0
