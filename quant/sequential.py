@@ -19,6 +19,7 @@ from quant.graph import FloatGraph
 from quant.layers import Layer, Moments, layer_of
 from quant.nodes import Graph, Node, Parameter, Value, map_references, references
 from quant.progress import steps
+from quant.recurrent import hidden_before
 from quant.tensor import QuantizedTensor
 
 Solve = Callable[[Layer, Tensor, Moments | None], QuantizedTensor]
@@ -154,10 +155,19 @@ class _Walk:
         if key not in self.moments:
             moments = Moments(layer)
             for original, quantized in zip(self.original, self.quantized, strict=True):
+                if layer.reads_hidden:
+                    moments.add(self._hidden(layer, quantized, self.replaced), self._hidden(layer, original, {}))
+                    continue
                 same = original[layer.data] is quantized[layer.data]
                 moments.add(quantized[layer.data], None if same else original[layer.data])
             self.moments[key] = moments
         return self.moments[key]
+
+    def _hidden(self, layer: Layer, values: dict[str, Tensor], replaced: dict[str, Tensor]) -> Tensor:
+        """Return the states that a recurrent weight, itself still float, multiplies with."""
+        output, *_ = self._call(layer.node, values, replaced)
+        initial = layer.node.arguments[1][0]
+        return hidden_before(layer.node, output, values[initial.name], layer.parameter)
 
     def _run(self, node: Node, original: dict[str, Tensor], quantized: dict[str, Tensor]) -> None:
         before = self._call(node, original, {})
