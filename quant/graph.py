@@ -23,10 +23,10 @@ from quant.nodes import (
     Parameter,
     Value,
     data_of,
-    lstm_parameters,
     operator_of,
     references,
     transposed_groups,
+    weights_of,
 )
 from quant.scheme import NumberFormat, Scheme
 from quant.tensor import QuantizedTensor, block_extremes, expand, scale_and_zero_point
@@ -100,8 +100,7 @@ class FloatGraph:
         shapes, batch = self.graphs[graph].shapes, self.examples[graph][0].shape[0]
         if node.operator == LSTM:
             steps = torch.Size(shapes[node.arguments[0].name][:-1]).numel()
-            weights = [weight for direction in lstm_parameters(node) for weight in direction[:2]]
-            return steps * sum(self.parameters[weight.name].numel() for weight in weights) // batch
+            return steps * sum(self.parameters[weight.name].numel() for weight in weights_of(node)) // batch
         output = shapes.get(node.name)
         return _multiply_accumulates(node, output, shapes, self.parameters) // batch if output else 0
 

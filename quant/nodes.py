@@ -98,6 +98,15 @@ def operator_of(node: Node, position: int, parameter: str) -> Operator | None:
     return None
 
 
+def weights_of(node: Node) -> list[Parameter]:
+    """Return the parameters that ``node`` takes as its weights."""
+    if node.operator == LSTM:
+        return [weight for direction in lstm_parameters(node) for weight in direction[:2]]
+    operator = QUANTIZABLE.get(node.operator)
+    weight = node.arguments[operator.weight] if operator else None
+    return [weight] if isinstance(weight, Parameter) else []
+
+
 def lstm_parameters(node: Node) -> list[tuple]:
     """Return for each direction of an LSTM of one layer its two weights and, if it has any, its two biases.
 

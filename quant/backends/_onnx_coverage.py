@@ -9,7 +9,7 @@ import torch
 
 from quant.backends._onnx_session import open_session
 from quant.graph import FloatGraph, QuantizedModel
-from quant.nodes import QUANTIZABLE, Parameter
+from quant.nodes import weights_of
 
 KEY = "quant.operators"
 """Where an artefact's metadata lists the operators of the float graph; see :func:`describe`."""
@@ -37,10 +37,11 @@ def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
     """
     forward, operators = graph.graphs["forward"], []
     for node in forward.nodes:
-        operator = QUANTIZABLE.get(node.operator)
-        weight = node.arguments[operator.weight] if operator else None
-        if isinstance(weight, Parameter):
-            operators.append([weight.name, graph.macs("forward", node), _is_quantized(weight.name, quantized)])
+        weights = weights_of(node)
+        elements = sum(graph.parameters[weight.name].numel() for weight in weights)
+        for weight in weights:
+            macs = graph.macs("forward", node) * graph.parameters[weight.name].numel() // elements
+            operators.append([weight.name, macs, _is_quantized(weight.name, quantized)])
     total = sum(graph.macs("forward", node) for node in forward.nodes)
     dynamic = quantized is not None and any(entry.mode == "dynamic" for entry in quantized.activations.values())
     return json.dumps({"total": total, "operators": operators, "dynamic": dynamic})
