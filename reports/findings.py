@@ -136,15 +136,19 @@ def _obstacle(pair: Pair, measure: Measure, before: float | None, after: float |
 def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
     """Judge on the samples that both runs share."""
     name = limit.metric if limit.metric in PAIRED else "accuracy"
-    before, after, n = pair.scores
+    try:
+        before, after, n = pair.scores
+    except ValueError as error:
+        return Finding(pair.name, limit, "not judged", reason=str(error))
     if n == 0 or name not in before.contributions or name not in after.contributions:
         reason = "the two runs were judged on other data" if n == 0 else "a record does not keep its samples' scores"
         return Finding(pair.name, limit, "not judged", reason=reason)
     parts = [scores.contributions[name].first(n) for scores in (before, after)]
-    found = change(*parts, None if after.clusters is None else after.clusters[:n])
     if before.outputs and before.outputs == after.outputs:
         # The same answers bit for bit: not a sample of no change, but no change.
-        found = replace(found, interval=Interval(0.0, 0.0, "the same outputs"))
+        found = Change(*(part.value() for part in parts), Interval(0.0, 0.0, "the same outputs"), p_value=1.0)
+    else:
+        found = change(*parts, None if after.clusters is None else after.clusters[:n])
     return _of_change(pair, limit, found, measure.higher_is_better(pair.before), n)
 
 

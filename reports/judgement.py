@@ -10,7 +10,7 @@ from reports.measures import MEASURES, is_share
 from reports.record import record_name
 from reports.runs import Run
 
-__all__ = ["Finding", "Judgement", "Verdict", "judge"]
+__all__ = ["Finding", "Judgement", "Verdict", "judge", "pairs_of"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def judge(base: Run, head: Run, limits: Sequence[Limit]) -> Judgement:
     Holm's correction over the run's cases); it *passes* where the upper end of the loss's interval is within the limit;
     else it is *inconclusive*. Measures without a sampling error, such as sizes, regress or pass by their value.
     """
-    pairs = _pairs(base, head)
+    pairs = pairs_of(base, head)
     findings = decided([found for pair in pairs for limit in limits if (found := finding_of(pair, limit))])
     known = {record_name(record) for record in base.records}
     return Judgement(
@@ -73,7 +73,8 @@ def judge(base: Run, head: Run, limits: Sequence[Limit]) -> Judgement:
     )
 
 
-def _pairs(base: Run, head: Run) -> list[Pair]:
+def pairs_of(base: Run, head: Run) -> list[Pair]:
+    """Return the cases that both runs hold, in the order of the second."""
     before = {record_name(record): record for record in base.records}
     return [
         Pair(base, head, before[name], record) for record in head.records if (name := record_name(record)) in before

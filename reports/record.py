@@ -26,6 +26,11 @@ Record = dict[str, Any]
 Check = Callable[[Any], str | None]
 
 _PACKED = {"float32:": "<f4", "int32:": "<i4", "uint32:": "<u4"}
+PACKED_SCORES = (
+    *("packed", "weights", "baseline", "samples", "clusters"),
+    *("agreement", "cosine", "kl", "squared_error", "squared_norm"),
+)
+_COUNTED = ("scores", "accuracy")
 # A cosine or a share summed in single precision may end a little above one.
 _ROUNDING = 1e-6
 
@@ -121,6 +126,15 @@ def unpack_outcomes(text: str, n: int) -> "numpy.ndarray":
     """
     import numpy
 
+    tag, data = _unpacked_bytes(text, n)
+    if tag:
+        packed = numpy.frombuffer(data, _PACKED[tag])
+        return packed.astype(packed.dtype.newbyteorder("="))
+    return numpy.unpackbits(numpy.frombuffer(data, numpy.uint8), count=n).astype(bool)
+
+
+def _unpacked_bytes(text: str, n: int) -> tuple[str, bytes]:
+    """The type of packed outcomes and their bytes; a ValueError where these are not those of ``n`` samples."""
     tag = next((tag for tag in _PACKED if text.startswith(tag)), "")
     try:
         data = base64.b64decode(text.removeprefix(tag), validate=True)
@@ -129,10 +143,7 @@ def unpack_outcomes(text: str, n: int) -> "numpy.ndarray":
     expected = 4 * n if tag else math.ceil(n / 8)
     if len(data) != expected:
         raise ValueError(f"Packed outcomes hold {len(data)} bytes where {n} samples need {expected}.")
-    if tag:
-        packed = numpy.frombuffer(data, _PACKED[tag])
-        return packed.astype(packed.dtype.newbyteorder("="))
-    return numpy.unpackbits(numpy.frombuffer(data, numpy.uint8), count=n).astype(bool)
+    return tag, data
 
 
 def _show(value: Any) -> str:
@@ -290,6 +301,20 @@ def _contradictions(record: Record) -> list[str]:
     size, baseline, ratio = _figures(record, "size", "bytes", "baseline_bytes", "ratio")
     if ratio is not None and baseline and not math.isclose(ratio, size / baseline, rel_tol=1e-2):
         problems.append(f"size.ratio is {ratio}, but bytes / baseline_bytes is {size / baseline:.6g}.")
+    return problems + _damaged_scores(record)
+
+
+def _damaged_scores(record: Record) -> list[str]:
+    """Packed scores that do not hold as many samples as the record says it judged."""
+    section, accuracy = (record.get(name) if isinstance(record.get(name), dict) else {} for name in _COUNTED)
+    n = section.get("n", accuracy.get("n"))
+    problems = []
+    for key in PACKED_SCORES if _count(n) is None else ():
+        try:
+            if isinstance(section.get(key), str):
+                _unpacked_bytes(section[key], n)
+        except ValueError as error:
+            problems.append(f"scores.{key}: {error}")
     return problems
 
 

@@ -7,7 +7,7 @@ All random draws are seeded. Accuracies and their differences are shares; a loss
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -136,17 +136,14 @@ def paired_p_value(differences: numpy.ndarray, clusters: numpy.ndarray | None = 
         ValueError: when there is no sample, or a difference is not finite.
     """
     sums, _ = by_cluster(_finite(differences), clusters)
-    sums = sums[sums != 0]
+    different = sums[sums != 0]
     # Sums that are equal on paper differ by rounding: they count as at least as extreme.
-    observed = abs(sums.sum()) - 1e-9 * numpy.abs(sums).sum()
-    if len(sums) <= _EXACT_CLUSTERS:
-        patterns = numpy.arange(2 ** len(sums))[:, None] >> numpy.arange(len(sums)) & 1
-        return float(numpy.mean(numpy.abs((2.0 * patterns - 1) @ sums) >= observed))
-    random = numpy.random.default_rng(seed)
-    extreme = 0
-    for rows in _chunks(PERMUTATIONS, len(sums)):
-        signs = random.integers(0, 2, size=(rows, len(sums)), dtype=numpy.int8)
-        extreme += int(numpy.count_nonzero(numpy.abs((2.0 * signs - 1) @ sums) >= observed))
+    observed = abs(different.sum()) - 1e-6 * numpy.abs(different).sum()
+    if len(different) <= _EXACT_CLUSTERS:
+        patterns = numpy.arange(2 ** len(different))[:, None] >> numpy.arange(len(different)) & 1
+        return float(numpy.mean(numpy.abs((2.0 * patterns - 1) @ different) >= observed))
+    values = (sums if len(sums) <= _CACHED_ROWS else different).astype(numpy.float32)
+    extreme = sum(int((numpy.abs(signs @ values) >= observed).sum()) for signs in _signs(len(values), seed))
     return (extreme + 1) / (PERMUTATIONS + 1)
 
 
@@ -250,6 +247,22 @@ def percentiles(values: numpy.ndarray) -> tuple[float, float]:
     """Percentiles 2.5 and 97.5."""
     low, high = numpy.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _signs(n: int, seed: int) -> Iterable[numpy.ndarray]:
+    """``PERMUTATIONS`` rows of ``n`` random signs, float32, in blocks; those of few clusters are kept."""
+    return _kept_signs(n, seed) if n <= _CACHED_ROWS else _drawn_signs(n, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_signs(n: int, seed: int) -> list[numpy.ndarray]:
+    return list(_drawn_signs(n, seed))
+
+
+def _drawn_signs(n: int, seed: int) -> Iterator[numpy.ndarray]:
+    random = numpy.random.default_rng(seed)
+    for rows in _chunks(PERMUTATIONS, n):
+        yield 2 * random.integers(0, 2, size=(rows, n), dtype=numpy.int8).astype(numpy.float32) - 1
 
 
 @lru_cache(maxsize=4)

@@ -74,7 +74,7 @@ def delta_text(record: Record) -> str:
     scale, decimals = _unit(record)
     bounds = [scale * bound for bound in accuracy.get("ci95") or []]
     delta = scale * accuracy["delta"]
-    return _rounded(delta, decimals, "+") + _margin(delta, bounds, decimals, "+")
+    return rounded(delta, decimals, "+") + margin(delta, bounds, decimals, "+")
 
 
 def speed_text(record: Record) -> str:
@@ -83,7 +83,7 @@ def speed_text(record: Record) -> str:
     ratio = speed.get("ratio")
     if ratio is None:
         return NULL
-    return f"{ratio:.2f}×" + _margin(ratio, speed.get("ci95") or [], 2, "")
+    return f"{ratio:.2f}×" + margin(ratio, speed.get("ci95") or [], 2, "")
 
 
 def _milliseconds(record: Record) -> str:
@@ -205,12 +205,12 @@ def _in_unit(record: Record, value: float) -> str:
     return f"{scale * value:.{decimals}f}"
 
 
-def _rounded(value: float, decimals: int, sign: str) -> str:
+def rounded(value: float, decimals: int, sign: str) -> str:
     text = format(value, f"{sign}.{decimals}f")
     return text if float(text) else text.lstrip("+-")
 
 
-def _margin(value: float, bounds: list[float], decimals: int, sign: str) -> str:
+def margin(value: float, bounds: list[float], decimals: int, sign: str) -> str:
     """`` ±1.2`` where the interval is about symmetric, else `` -.7/+1.4``; never narrower than it is.
 
     The few intervals that leave their own estimate outside are written out: `` [low, high]``.
@@ -219,7 +219,7 @@ def _margin(value: float, bounds: list[float], decimals: int, sign: str) -> str:
         return ""
     below, above = value - bounds[0], bounds[1] - value
     if min(below, above) < 0:
-        return f" [{_rounded(bounds[0], decimals, sign)}, {_rounded(bounds[1], decimals, sign)}]"
+        return f" [{rounded(bounds[0], decimals, sign)}, {rounded(bounds[1], decimals, sign)}]"
     if abs(below - above) <= max(10.0**-decimals, 0.2 * max(below, above)):
         return f" ±{_rounded_up(max(below, above), decimals)}"
     return f" -{_rounded_up(below, decimals)}/+{_rounded_up(above, decimals)}"

@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import json
 
 import numpy
 import pytest
@@ -44,7 +45,7 @@ GOOD = {
         "reason": "p99 needs 200 rounds",
     },
     "memory": {"peak_bytes": 300_000_000},
-    "scores": {"dataset_sha256": "c" * 64, "packed": "AAAA"},
+    "scores": {"dataset_sha256": "c" * 64, "packed": "A" * 84},
 }
 
 
@@ -101,3 +102,16 @@ def with_scores(make_record):
         return make_record(case, scores=scores, **{**figures, **changes})
 
     return make
+
+
+@pytest.fixture
+def save_run(tmp_path):
+    """``save_run("run.json", *records)``: the path of a file that holds them, as pytest-benchmark would write it."""
+
+    def save(name, *records, **document):
+        benchmarks = [{"fullname": str(index), "extra_info": {"quant": r}} for index, r in enumerate(records)]
+        path = tmp_path / name
+        path.write_text(json.dumps({"benchmarks": benchmarks, "quant": {"schema": 1}, **document}))
+        return path
+
+    return save

@@ -227,7 +227,7 @@ def test_nothing_in_common_is_a_failure(make_record):
     ],
 )
 def test_a_limit_that_judged_nothing_fails_and_says_why(make_record, limit, changes, why):
-    judgement = judged(make_record(**{"accuracy.n": 17}), make_record(**{"accuracy.n": 17, **changes}), limit)
+    judgement = judged(make_record(**{"accuracy.n": 500}), make_record(**{"accuracy.n": 500, **changes}), limit)
     assert any(problem.startswith(f"{limit} judged nothing: ") and why in problem for problem in judgement.problems)
     assert judgement.fails()
 
@@ -249,7 +249,7 @@ def test_nan_in_a_file_is_an_unknown_figure(make_record):
 
 def test_a_metric_without_points_needs_its_own_limit(make_record):
     language = {"accuracy.metric": "perplexity", "accuracy.better": "lower", "accuracy.value": 21.0}
-    language |= {"accuracy.baseline": 20.0, "accuracy.delta": 1.0, "accuracy.n": 17}
+    language |= {"accuracy.baseline": 20.0, "accuracy.delta": 1.0, "accuracy.n": 500}
     before, after = (make_record(case, **language) for case in [NAME] * 2)
     judgement = judged(before, after, "accuracy:0.5pp", "size:1%")
     assert [finding.limit.metric for finding in judgement.findings] == ["size"]

@@ -205,3 +205,10 @@ def test_importing_the_record_imports_nothing_heavy(pytestconfig):
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_scores_that_do_not_fit_the_samples_are_a_problem(make_record):
+    (problem,) = validate(make_record(**{"scores.n": 20}))
+    assert problem == "scores.packed: Packed outcomes hold 63 bytes where 20 samples need 3."
+    (problem,) = validate(make_record(**{"scores.kl": "float32:!"}))
+    assert problem.startswith("scores.kl: Packed outcomes are not base64 text")

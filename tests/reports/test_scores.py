@@ -32,11 +32,11 @@ def test_samples_of_other_data_are_not_shared(with_scores):
 
 
 def test_records_without_digests_share_the_data_set_or_nothing(make_record):
-    record = make_record(**{"accuracy.n": 17})
+    record = make_record(**{"accuracy.n": 500})
     scores = scores_of(record)
-    assert len(scores.contributions["accuracy"]) == 17
-    assert shared_samples(scores, scores_of(record)) == 17
-    other = make_record(**{"accuracy.n": 17, "scores.dataset_sha256": "e" * 64})
+    assert len(scores.contributions["accuracy"]) == 500
+    assert shared_samples(scores, scores_of(record)) == 500
+    other = make_record(**{"accuracy.n": 500, "scores.dataset_sha256": "e" * 64})
     assert shared_samples(scores, scores_of(other)) == 0
     none = make_record(scores={"reason": "none"}, accuracy={"reason": "no labels"})
     assert scores_of(none).contributions == {}
