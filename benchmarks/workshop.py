@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import judging
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
 from fixtures.cache import Cache, Entry, source_digest
@@ -23,6 +24,7 @@ from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
 from quant.storage import load, load_graph, save, save_graph
 from quant.tracing import capture
+from reports.paired import Contributions
 
 CALIBRATION_BATCH = 16
 PARITY_SAMPLES = 32
@@ -66,6 +68,35 @@ class Artifact:
     executable: Executable
     entry: Entry
     tables: Tables | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an artefact answers.
+
+    outputs        float32 [n, ...], the first output on each sample of which outputs are kept
+    contributions  what each sample adds to the metric where not all outputs are kept, else None: it is computed anew
+    truncated      whether the time cap was reached before the last sample
+    """
+
+    outputs: np.ndarray
+    contributions: Contributions | None = None
+    truncated: bool = False
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / "outputs.npy", self.outputs)
+        if self.contributions is not None:
+            parts = {"numerators": self.contributions.numerators, "denominators": self.contributions.denominators}
+            np.savez(folder / "contributions.npz", **{name: part for name, part in parts.items() if part is not None})
+            (folder / "form").write_text(self.contributions.form)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Answers":
+        outputs, form = np.load(folder / "outputs.npy"), folder / "form"
+        if not form.exists():
+            return cls(outputs)
+        with np.load(folder / "contributions.npz") as parts:
+            return cls(outputs, Contributions(parts["numerators"], parts.get("denominators"), form.read_text()))
 
 
 class Workshop:
@@ -158,7 +189,16 @@ class Workshop:
         return self._baseline
 
     def outputs(self, artifact: Artifact, samples: Samples) -> np.ndarray:
-        """Return float32 [n, ...]: the first output on each sample; fewer than asked if the time cap was reached."""
+        """Return float32 [n, ...]: the first output on each sample of which outputs are kept."""
+        return self.answers(artifact, samples).outputs
+
+    def answers(self, artifact: Artifact, samples: Samples) -> Answers:
+        """Return what the artefact answers on the samples; on fewer than asked if the time cap was reached.
+
+        Outputs are cached, and metrics computed anew from them. Where a model's outputs are too large to keep, what
+        samples add to the metric is cached, under a key that holds the source of the model and so of the metric.
+        """
+        model = self.model(artifact.case.model)
         key = {
             "artifact": artifact.entry.digest,
             "backend": artifact.case.backend,
@@ -167,17 +207,20 @@ class Workshop:
             "threads": self.settings.threads,
             "machine": _machine(),
         }
-        partial: list[np.ndarray] = []
+        if model.fidelity_samples is not None:
+            key |= {"kept": model.fidelity_samples}
+            key |= {"metric": source_digest(model_entry(model.name).module, "benchmarks.judging")}
+        partial: list[Answers] = []
 
         def build(folder: Path) -> None:
-            outputs = self._evaluate(artifact, samples)
-            if len(outputs) < len(samples):
-                partial.append(outputs)
+            answers = self._evaluate(artifact, samples)
+            if answers.truncated:
+                partial.append(answers)
                 raise _Truncated
-            np.save(folder / "outputs.npy", outputs)
+            answers.save(folder)
 
         try:
-            return np.load(self.cache.entry("outputs", key, build).path / "outputs.npy")
+            return Answers.load(self.cache.entry("outputs", key, build).path)
         except _Truncated:
             return partial[0]
 
@@ -264,16 +307,24 @@ class Workshop:
 
         return self.cache.entry("templates", key, build)
 
-    def _evaluate(self, artifact: Artifact, samples: Samples) -> np.ndarray:
-        start, outputs, done = time.perf_counter(), [], 0
-        for batch in _batches(samples, self.settings.batch):
-            outputs.append(np.asarray(artifact.executable(*batch)[0], dtype=np.float32))
-            done += len(outputs[-1])
-            elapsed = time.perf_counter() - start
+    def _evaluate(self, artifact: Artifact, samples: Samples) -> Answers:
+        model, start, size = self.model(artifact.case.model), time.perf_counter(), self.settings.batch
+        streams, kept = model.fidelity_samples is not None, model.fidelity_samples or len(samples)
+        reference = self.reference(model.name) if streams else None
+        outputs, added, done = [], [], 0
+        for batch in _batches(samples, size):
+            answer = np.asarray(artifact.executable(*batch)[0], dtype=np.float32)
+            if streams:
+                judged = samples.between(done, done + len(answer))
+                added.append(judging.contributions(model, reference, answer, judged))
+            if done < kept:
+                outputs.append(answer[: kept - done])
+            done += len(answer)
             self._progress(f"evaluating {artifact.case}: {done}/{len(samples)}")
-            if elapsed > self.settings.case_seconds:
+            if time.perf_counter() - start > self.settings.case_seconds:
                 break
-        return np.concatenate(outputs)
+        own = judging.joined_contributions(added) if streams else None
+        return Answers(np.concatenate(outputs), own, truncated=done < len(samples))
 
     def _run_torch(self, module: torch.nn.Module, samples: Samples) -> np.ndarray:
         with torch.inference_mode():
