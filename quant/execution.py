@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.nodes import Graph, Parameter, Value, map_references
-from quant.recurrent import SteppedLSTM
+from quant.recurrent import SteppedLSTM, traced_as_one
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -100,7 +100,7 @@ def export(
 ) -> torch.export.ExportedProgram:
     """Return ``module`` exported with composite operators kept whole, and sizes of ``dynamic_axes`` left open."""
     dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in dynamic_axes)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), traced_as_one(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
         return program.run_decompositions({})

@@ -4,17 +4,48 @@ Hochreiter & Schmidhuber, "Long Short-Term Memory", 1997, with the forget gate o
 ``torch.nn.LSTM`` computes it: gates in the order input, forget, cell, output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 
 from quant.nodes import LSTM, Graph, Node, Parameter, Value, lstm_parameters, map_references
 
 _OPERANDS, _LAYERS, _DROPOUT, _BIDIRECTIONAL = 3, 4, 5, 7
 _RESULTS = 3
+
+
+@contextmanager
+def traced_as_one() -> Iterator[None]:
+    """Have torch trace an LSTM by the shapes of its results.
+
+    It would otherwise trace every step of the example, a minute for long ones, and fix the length of sequences to its.
+    """
+    operator = torch.ops.aten.lstm.input
+    # Torch looks in both: when it dispatches in Python, and when it computes with tensors that have no values.
+    kernels, decomposition = dict(operator.py_kernels), decomposition_table[operator]
+    operator.py_kernels.update(dict.fromkeys(kernels, _results_like))
+    decomposition_table[operator] = _results_like
+    operator._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        operator.py_kernels.update(kernels)
+        decomposition_table[operator] = decomposition
+        operator._dispatch_cache.clear()
+
+
+def _results_like(
+    data: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], has_biases: bool, layers: int,
+    dropout: float, train: bool, bidirectional: bool, batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return tensors without values in the shapes of what ``aten.lstm.input`` returns."""
+    width = states[0].shape[-1] * (2 if bidirectional else 1)
+    return data.new_empty((*data.shape[:-1], width)), *(torch.empty_like(state) for state in states)
 
 
 def one_layer_each(graph: Graph) -> Graph:

@@ -19,6 +19,7 @@ from quant.backends.coreml_evaluator import Evaluator
 from quant.execution import resolve
 from quant.graph import FloatGraph
 from quant.nodes import QUANTIZABLE, Graph, Node, Parameter, Value, map_references, references
+from quant.recurrent import traced_as_one
 
 # Passes that merge parameters with each other or compute with them: the tables could no longer be spliced in.
 _PASSES_OVER_PARAMETERS = {
@@ -108,7 +109,7 @@ def _convert(graph: FloatGraph, package: Path, precision: str) -> None:
     units = {"float32": converter.precision.FLOAT32, "float16": converter.precision.FLOAT16}
     program = graph.export("forward")
     try:
-        with quiet():
+        with quiet(), traced_as_one():
             model = converter.convert(
                 program,
                 minimum_deployment_target=converter.target.iOS18,

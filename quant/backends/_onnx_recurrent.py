@@ -39,9 +39,9 @@ def lower_dynamic(
         )
     inputs = list(original.inputs)
     scales = []
-    for position, of_direction in ((_WEIGHTS, 0), (_RECURRENT_WEIGHTS, 1)):
-        name = f"{node.name}/{'recurrent_' if of_direction else ''}weights"
-        tensors = [pair[of_direction] for pair in weights]
+    for which, position in enumerate((_WEIGHTS, _RECURRENT_WEIGHTS)):
+        name = directions[0][which].name
+        tensors = [pair[which] for pair in weights]
         codes = np.stack([_reordered(tensor.codes).t().numpy() for tensor in tensors])
         scale = np.stack([_reordered(_channel_scales(tensor)).numpy() for tensor in tensors])
         inputs[position] = editor.constant(f"{name}/codes", codes)

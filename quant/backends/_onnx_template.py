@@ -21,6 +21,7 @@ from quant.backends import _onnx_coverage as coverage
 from quant.backends._onnx_session import open_session, quiet
 from quant.graph import FloatGraph
 from quant.nodes import Graph
+from quant.recurrent import traced_as_one
 
 OPSET = 21
 MODEL = "model.onnx"
@@ -94,7 +95,7 @@ def _export(graph: FloatGraph) -> ir.Model:
     for node in program.graph.nodes:
         if node.op == "call_function":
             node.meta["stack_trace"] = node.name
-    with quiet():
+    with quiet(), traced_as_one():
         exported = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
     return exported.model
 
