@@ -3,7 +3,7 @@
 The section ``scores`` holds, each packed by :func:`reports.record.pack_outcomes`:
 
     n                             samples
-    n_fidelity                    on how many of them, from the first on, outputs were compared with float's: n if absent
+    n_fidelity                    how many of them, from the first on, were compared with float's outputs: n if absent
     dataset_sha256                of all samples and labels
     samples                       a digest of each sample, by which two runs find the data they share
     clusters                      the number of each sample's cluster; null where each is its own

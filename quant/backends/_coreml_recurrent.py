@@ -28,9 +28,7 @@ def register() -> None:
 def weights_in_gate_order(graph: FloatGraph) -> set[str]:
     """Return the weights whose rows lie in Core ML's order in a converted program: those only LSTMs take."""
     return {
-        name
-        for name in graph.quantizable()
-        if all(graph.node(edge).operator == LSTM for edge in graph.consumers(name))
+        name for name in graph.quantizable() if all(graph.node(edge).operator == LSTM for edge in graph.consumers(name))
     }
 
 
@@ -88,7 +86,13 @@ def _convert(context: object, node: object) -> None:
     hidden, cell = (_side_by_side(mb, state, bidirectional) for state in states)
     direction = "bidirectional" if bidirectional else "forward"
     outputs, *last = mb.lstm(
-        x=steps, initial_h=hidden, initial_c=cell, direction=direction, output_sequence=True, name=node.name, **arguments
+        x=steps,
+        initial_h=hidden,
+        initial_c=cell,
+        direction=direction,
+        output_sequence=True,
+        name=node.name,
+        **arguments,
     )
     outputs = mb.transpose(x=outputs, perm=[1, 0, 2]) if batch_first else outputs
     context.add((outputs, *(_stacked(mb, state, bidirectional) for state in last)), torch_name=node.name)

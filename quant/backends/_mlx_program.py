@@ -59,7 +59,8 @@ class Program:
     """A graph in MLX's layout with its parameters, callable on arrays.
 
     ``quantizers`` maps (node, position) to what is done to that argument; where arguments take one value through the
-    same quantizer it is computed once. At the position ``h`` of an LSTM it is done before every step. Values are of ``dtype`` wherever the graph says float32.
+    same quantizer it is computed once. At the position ``h`` of an LSTM it is done before every step. Values are of
+    ``dtype`` wherever the graph says float32.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class Splicer:
         ir.convenience.replace_all_uses_with(self._parameter(name), replacement)
 
     def _is_recurrent(self, edge: Edge, quantizer: ActivationQuantizer) -> bool:
-        """Whether an edge is that of an LSTM, whose kernel quantizes it; the kernel is made when all edges are known."""
+        """Whether an LSTM's kernel quantizes an edge itself: it is made when all edges are known."""
         if edge[2] not in ("x", "h"):
             return False
         self.recurrent.setdefault(edge[1], {})[edge[2]] = quantizer

@@ -15,7 +15,10 @@ METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8", "w4a8"), "core": ("
 
 
 def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
-    """Return linear layers, LSTMs and embeddings quantized. Convolutions stay float: no runtime has a fast kernel for them."""
+    """Return linear layers, LSTMs and embeddings quantized.
+
+    Convolutions stay float: no runtime has a fast kernel for them.
+    """
     kinds = {name: {operator.kind for _, operator in consumers} for name, consumers in graph.quantizable().items()}
     weights = {
         name: weight for name, weight in round_weights(graph, scheme).items() if "convolution" not in kinds[name]
