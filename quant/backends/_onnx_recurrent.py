@@ -20,6 +20,12 @@ _GATES = (0, 3, 1, 2)
 _WEIGHTS, _RECURRENT_WEIGHTS = 1, 2
 
 
+def name_weights(lstm: ir.Node, node: Node) -> None:
+    """Name what the ONNX node ``lstm`` takes as weights after those of the first direction of ``node``."""
+    for position, weight in zip((_WEIGHTS, _RECURRENT_WEIGHTS), lstm_parameters(node)[0][:2], strict=True):
+        lstm.inputs[position].name = f"{weight.name}/in_gate_order"
+
+
 def lower_dynamic(
     editor: Editor, quantized: QuantizedModel, node: Node, nodes: Sequence[ir.Node], quantizers: dict
 ) -> None:

@@ -152,3 +152,16 @@ def test_core_ml_has_the_gates_in_its_own_order():
     rows = torch.arange(8.0).reshape(8, 1)
     assert recurrent.reordered(rows).flatten().tolist() == [0, 1, 2, 3, 6, 7, 4, 5]
     assert torch.equal(recurrent.reordered(recurrent.reordered(rows)), rows)
+
+
+def test_onnx_runtimes_own_quantizer_is_seen_to_multiply_in_integers(graph, data, tmp_path):
+    pytest.importorskip("onnxruntime")
+    runtime = target("onnxruntime").load()
+    for folder in ("template", "model"):
+        (tmp_path / folder).mkdir()
+    runtime.template(graph, tmp_path / "template")
+    runtime.compile_native("native_dynamic", "int8", tmp_path / "template", tmp_path / "model")
+    executable = runtime.load(tmp_path / "model")
+    assert executable.coverage()["operators_native"] == pytest.approx(1, abs=0.01)
+    expected = graph.module()(data)[0].numpy()
+    assert 0 < np.linalg.norm(executable(data.numpy())[0] - expected) < 0.1 * np.linalg.norm(expected)
