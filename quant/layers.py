@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quant.graph import FloatGraph
-from quant.nodes import Node, Operator, Parameter, data_of, operator_of, transposed_groups
+from quant.nodes import Node, Operator, Parameter, data_of, transposed_groups
 from quant.scheme import NumberFormat, Scheme
 from quant.tensor import block_of
 
@@ -25,7 +25,8 @@ _MOST_ELEMENTS = 1 << 24
 class Layer:
     """A quantizable operator with its weight, seen as ``groups`` matrices [rows, columns].
 
-    Either weight of an LSTM is that of a linear layer: one reads its inputs, the other its hidden states.
+    Either weight of an LSTM is that of a linear layer: one reads its inputs, the other its hidden states. The rows of a
+    weight that is ``looked_up`` are an embedding as well.
     """
 
     parameter: str
@@ -35,6 +36,7 @@ class Layer:
     shape: tuple[int, ...]
     groups: int
     transposed: bool
+    looked_up: bool = False
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return [groups, rows, columns] of anything that has the weight's shape."""
@@ -101,10 +103,10 @@ class Layer:
 
 
 def layer_of(graph: FloatGraph, parameter: str) -> Layer:
-    """Return the first operator that takes ``parameter`` as its weight."""
-    edge = graph.consumers(parameter)[0]
+    """Return the first operator that multiplies with ``parameter``, or an embedding where none does."""
+    uses = graph.quantizable()[parameter]
+    edge, operator = next((use for use in uses if use[1].kind != "embedding"), uses[0])
     node, shape = graph.node(edge), tuple(graph.parameters[parameter].shape)
-    operator = operator_of(node, edge[2], parameter)
     kind = "linear" if operator.kind == "recurrent" else operator.kind
     transposed = transposed_groups(node)
     if transposed is not None:
@@ -113,7 +115,8 @@ def layer_of(graph: FloatGraph, parameter: str) -> Layer:
     if kind == "convolution":
         position = 8 if node.operator == "aten.convolution.default" else 6
         groups = node.arguments[position] if len(node.arguments) > position else 1
-    return Layer(parameter, node, operator, kind, shape, groups, transposed=False)
+    looked_up = any(use.kind == "embedding" for _, use in uses)
+    return Layer(parameter, node, operator, kind, shape, groups, transposed=False, looked_up=looked_up)
 
 
 class Moments:
