@@ -1,5 +1,7 @@
 # make bench   set up what is missing, run the benchmarks, print the table        K="int4 and minilm" narrows
 # make test    set up what is missing, run every test, lint, and a small benchmark whose records are validated
+# make ci-bench  judge accuracy on every core, then time in one process, and save the run as SAVE (ci)
+#              BASE=main LIMITS="accuracy:1pp speed:10%" compares it with the save called main, and fails beyond a limit
 # make readme  measure again what the README shows
 # TORCH_INDEX=URL installs PyTorch from another index, such as its CPU wheels on a Linux machine without a GPU.
 
@@ -8,11 +10,20 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 K ?= int4 and (rtn or gptq or native)
 
-.PHONY: bench test lint readme clean
+SAVE ?= ci
+LIMITS ?= accuracy:1pp
+GATE := $(if $(BASE),--benchmark-compare=$(BASE) $(LIMITS:%=--metric-compare-fail=%))
+
+.PHONY: bench ci-bench test lint readme clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.bench
 	@$(RUN) pytest benchmarks -k "$(K)" --benchmark-save=bench
+
+# The second run finds the outputs of the first in the cache.
+ci-bench: $(VENV)/.bench
+	@$(RUN) pytest benchmarks -k "$(K)" -n auto --benchmark-disable
+	@$(RUN) pytest benchmarks -k "$(K)" -n 0 --benchmark-save=$(SAVE) $(GATE)
 
 test: $(VENV)/.test lint
 	$(RUN) pytest tests -q -n 2

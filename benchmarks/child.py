@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import memory
+from benchmarks.process import answers
 from quant.graph import FloatGraph, simulate
 from quant.methods import method, quantize
 from quant.scheme import Scheme, parse
@@ -104,12 +105,11 @@ def prepare(subject: Subject) -> Callable[[], Outputs]:
 
 def main() -> None:
     """Serve the parent: the entry point of the process."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    channel = answers()
     if hasattr(os, "sched_setaffinity"):  # some libraries start a thread for every core, whatever they are told
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    serve(sys.stdin, answers)
+    serve(sys.stdin, channel)
 
 
 def serve(requests: TextIO, channel: TextIO) -> None:

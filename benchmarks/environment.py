@@ -21,7 +21,7 @@ def describe(machine_info: dict, threads: int) -> dict[str, object]:
     """Return threads, affinity, instruction sets and library versions, in plain JSON types."""
     flags = machine_info.get("cpu", {}).get("flags", ())
     return {
-        "cpu": machine_info.get("cpu", {}).get("brand_raw", platform.processor()),
+        "cpu": _chip(machine_info.get("cpu", {})),
         "isa": sorted({flag.replace("_", "") for flag in (*ISA, *ARM_ISA) if flag in flags}),
         "threads": threads,
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -31,10 +31,21 @@ def describe(machine_info: dict, threads: int) -> dict[str, object]:
     }
 
 
+def cpu_name() -> str:
+    """Return the chip's name, as :func:`describe` does."""
+    import cpuinfo
+
+    return _chip(cpuinfo.get_cpu_info() or {})
+
+
 def drop_varying(machine_info: dict) -> None:
     """Remove what differs between two runs on one machine, such as the clock frequency of the moment."""
     for name in _VARYING:
         machine_info.get("cpu", {}).pop(name, None)
+
+
+def _chip(cpu: dict) -> str:
+    return cpu.get("brand_raw", platform.processor())
 
 
 def _version(package: str) -> str | None:

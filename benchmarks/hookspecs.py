@@ -11,5 +11,6 @@ def pytest_quant_record(config: pytest.Config, record: dict) -> None:
     in plain JSON types. In a ``conftest.py``:
 
         def pytest_quant_record(config, record):
-            record["carbon"] = {"grams": 0.4e-3 * record["speed"]["p50"]}
+            seconds = record["speed"].get("p50")  # None where it was not timed
+            record["carbon"] = {"grams": 0.4e-3 * seconds} if seconds else {"reason": "not timed"}
     """

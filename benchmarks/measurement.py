@@ -1,16 +1,20 @@
 """What one case measured, gathered step by step and put together as its record."""
 
+from dataclasses import asdict
+
 import numpy as np
 
 from benchmarks import judging, timing
+from benchmarks.answers import Answers
 from benchmarks.matrix import Case
-from benchmarks.workshop import PARITY_SAMPLES, Answers, Artifact, Workshop
+from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
 from fixtures.model import Samples
 from reports.paired import Contributions
 from reports.record import SCHEMA, plain
 
 _NO_TABLES = "the runtime's own quantizer has no tables to count or to simulate"
-_NO_PEAK = {"peak_bytes": None, "reason": "peak memory is not measured in this process"}
+_NO_PEAK = "a quantizer's peak memory is measured with -m quantize"
+_NO_MEMORY = {"reason": "memory is measured with --memory"}
 
 
 class Measurement:
@@ -51,14 +55,35 @@ class Measurement:
             self._benchmark.pedantic(artifact.executable, args=inputs)
             self._sections["speed"] = {"reason": reason}
             return
-        times = timing.time_paired(
-            self._benchmark,
-            lambda: artifact.executable(*inputs),
-            lambda: baseline.executable(*inputs),
-            self._seconds,
+        twin = self._workshop.twin(baseline)
+        models = timing.Models(
+            variant=lambda: artifact.executable(*inputs),
+            baseline=lambda: baseline.executable(*inputs),
+            twin=lambda: twin(*inputs),
         )
+        times = timing.time_paired(self._benchmark, models, self._seconds, self._workshop.settings.threads)
         self._sections["speed"] = timing.speed(times) if times else {"reason": "timing is disabled in this run"}
         self._sections["speed"]["batch"] = self._workshop.settings.batch
+
+    def memory(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
+        """Measure the memory that the artefact and float on the same backend take, where the run asks for it.
+
+        Raises:
+            ProcessError: one of them does not load or run in a process of its own.
+        """
+        if not self._workshop.settings.memory:
+            return
+        if artifact.executable.untimed_reason:
+            self._sections["memory"] = {"reason": artifact.executable.untimed_reason}
+            return
+        own, floats = (self._workshop.footprint(made, samples) for made in (artifact, baseline))
+        self._sections["memory"] = {
+            **asdict(own),
+            **{f"baseline_{name}": value for name, value in asdict(floats).items()},
+            "ratio": own.growth_bytes / floats.growth_bytes if floats.growth_bytes else None,
+        }
+        if not floats.growth_bytes:
+            self._sections["memory"]["reason"] = "float grew by nothing, so there is no ratio to it"
 
     def record(self) -> dict[str, object]:
         """Return the record, in plain JSON types."""
@@ -79,7 +104,7 @@ class Measurement:
                 "case": case,
                 "model": model,
                 "scheme": scheme,
-                "memory": _NO_PEAK,
+                "memory": _NO_MEMORY,
                 **self._sections,
             }
         )
@@ -124,7 +149,7 @@ class Measurement:
                 "peak_bytes": None,
                 "cached": maker.cached,
                 "compile_seconds": artifact.entry.seconds,
-                "reason": _NO_PEAK["reason"],
+                "reason": _NO_PEAK,
             },
         }
 

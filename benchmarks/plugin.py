@@ -2,18 +2,20 @@
 
 A test that takes ``case`` and ``workshop`` runs once for every combination of the matrix. What it measured goes through
 ``pytest_quant_record`` into ``extra_info["quant"]`` of its benchmark, whether it ran here or in an xdist worker.
+Loading this plugin loads those of saving, gating and distribution too.
 """
 
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import environment, hookspecs
+from benchmarks import environment, hookspecs, outcomes
+from benchmarks.durations import DEFAULT_SECONDS, known_seconds, remember
 from benchmarks.matrix import Case, matrix, quantizers
+from benchmarks.outcomes import is_case
 from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
 from fixtures.options import count, seconds
@@ -21,7 +23,7 @@ from reports.costs import cost_text
 from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
-from reports.tables import delta_text, metric_text, speed_text
+from reports.tables import delta_text, memory_text, metric_text, speed_text
 
 if TYPE_CHECKING:
     from benchmarks.costing import CostMeasurement
@@ -31,20 +33,15 @@ if TYPE_CHECKING:
     from fixtures.cache import Cache
     from fixtures.model import Samples
 
-DEFAULT_SECONDS = 8.0
-"""What a case is expected to take where no earlier run tells."""
+pytest_plugins = ("benchmarks.saving", "benchmarks.gating", "benchmarks.distribution")
+
 _CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
     "inference": lambda: matrix()[0],
     "quantize": quantizers,
     "peer": peer_cases,
 }
 """The cases of each kind. A kind other than inference runs only where its marker, or its file, is asked for."""
-_DURATIONS = "quant/seconds"
-_RECORDS = pytest.StashKey[dict[str, Record]]()
 _NOTES = pytest.StashKey[list[str]]()
-_PLAN = pytest.StashKey[dict[str, list[str]]]()
-_ITEM_RECORD = pytest.StashKey[Record]()
-_STARTED = pytest.StashKey[float]()
 _LINES = pytest.StashKey[LiveLines]()
 
 
@@ -73,6 +70,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="stop judging a case's samples after so long and mark its record truncated (default: 300)",
     )
     group.addoption(
+        "--memory",
+        action="store_true",
+        help="measure the peak memory of each case and of float, in processes of their own",
+    )
+    group.addoption(
         "--list-unsupported",
         action="store_true",
         help="print every combination that is not generated, with the reason, and exit",
@@ -82,8 +84,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     environment.pin_threads(config.getoption("threads"))
-    config.stash[_RECORDS], config.stash[_NOTES] = {}, []
-    config.stash[_STARTED] = time.time()
+    config.stash[_NOTES] = []
+    config.stash[outcomes.KEY] = outcomes.Outcomes(_name)
+    config.pluginmanager.register(config.stash[outcomes.KEY], "quant-outcomes")
     config.addinivalue_line("markers", "case(model, method, bits, backend): the axes of a benchmark case")
     config.addinivalue_line("markers", "core: runs without any selection")
     config.addinivalue_line("markers", "full: every case of inference")
@@ -129,7 +132,7 @@ def _kind(item: pytest.Function) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without any selection only the core cases run; other kinds than inference only where they are asked for."""
     selected = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
-    cases = [item for item in items if item.get_closest_marker("case")]
+    cases = [item for item in items if is_case(item)]
     kept = [item for item in cases if _is_asked_for(item) and (selected or item.get_closest_marker("core"))]
     dropped = set(cases) - set(kept)
     if dropped:
@@ -145,17 +148,6 @@ def _is_asked_for(item: pytest.Item) -> bool:
     return item.path in [invoked_in / argument.partition("::")[0] for argument in item.config.args]
 
 
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("case"):
-            _plan(item.config)["deselected"].append(_name(item))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    planned = [_name(item) for item in session.items if item.get_closest_marker("case")]
-    _plan(session.config)["planned"] += planned
-
-
 def _name(item: pytest.Item) -> str:
     """Return the id of a case, preceded by its kind if that is not inference."""
     kind = _kind(item)
@@ -163,10 +155,10 @@ def _name(item: pytest.Item) -> str:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    items = [item for item in items if item.get_closest_marker("case")]
+    items = [item for item in items if is_case(item)]
     if not items:
         return None
-    known = config.cache.get(_DURATIONS, {}) if hasattr(config, "cache") else {}
+    known = known_seconds(config)
     expected = sum(known.get(_name(item), DEFAULT_SECONDS) for item in items)
     models = sorted({item.callspec.params["case"].model for item in items})
     return (
@@ -183,7 +175,9 @@ def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
 
     option = pytestconfig.getoption
     data = DataOptions(imagenet=option("imagenet"))
-    settings = Settings(option("threads"), option("batch"), option("eval_samples"), option("case_seconds"), data)
+    settings = Settings(
+        option("threads"), option("batch"), option("eval_samples"), option("case_seconds"), data, option("memory")
+    )
     return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
 
 
@@ -229,10 +223,14 @@ def pytest_runtest_call(item: pytest.Item) -> object:
     try:
         result = yield
     except RuntimeError as error:
-        from benchmarks.cost import QuantizerError
+        from benchmarks.process import ProcessError
 
-        if isinstance(error, QuantizerError):
+        if isinstance(error, ProcessError):
             raise pytest.fail.Exception(str(error), pytrace=False) from None
+        raise
+    except BaseException:
+        if "benchmark" in getattr(item, "funcargs", {}):
+            item.funcargs["benchmark"].has_error = True  # interrupted while it was timed: pytest makes no report then
         raise
     measurement = getattr(item, "funcargs", {}).get("measurement")
     if measurement is not None:
@@ -243,25 +241,23 @@ def pytest_runtest_call(item: pytest.Item) -> object:
         if problems:
             pytest.fail("the record is not valid: " + " ".join(problems), pytrace=False)
         item.funcargs["benchmark"].extra_info["quant"] = record
-        item.stash[_ITEM_RECORD] = record
+        item.stash[outcomes.RECORD] = record
     return result
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> pytest.TestReport:
     report = yield
-    if call.when == "call" and report.passed and _ITEM_RECORD in item.stash:
-        report.quant_record = item.stash[_ITEM_RECORD]  # plain JSON, so xdist carries it to the controller
-    elif report.failed and "benchmark" in getattr(item, "funcargs", {}):
+    if report.failed and "benchmark" in getattr(item, "funcargs", {}):
         item.funcargs["benchmark"].has_error = True  # a case that failed after timing must not become a baseline
     return report
 
 
-class RecordCollector:
-    """Gathers the records of this process and of its workers, and shows each as a row when it arrives."""
+class Rows:
+    """Shows each record, of this process or of a worker, as a row when it arrives."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._records, self._lines = config.stash[_RECORDS], config.stash[_LINES]
+    def __init__(self, lines: LiveLines) -> None:
+        self._lines = lines
 
     def pytest_runtest_logstart(self) -> None:
         self._lines.starting()
@@ -269,7 +265,6 @@ class RecordCollector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = getattr(report, "quant_record", None)
         if record is not None:
-            self._records[record_name(record)] = record
             self._lines.row(_row(record))
         elif report.failed or report.skipped:
             self._lines.interrupted()
@@ -277,7 +272,7 @@ class RecordCollector:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[_LINES] = LiveLines(session.config)
-    session.config.pluginmanager.register(RecordCollector(session.config), "quant-records")
+    session.config.pluginmanager.register(Rows(session.config.stash[_LINES]), "quant-rows")
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -288,11 +283,8 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    records = session.config.stash[_RECORDS]
-    if records and hasattr(session.config, "cache") and not hasattr(session.config, "workerinput"):
-        known = session.config.cache.get(_DURATIONS, {})
-        measured = {name: round(record["seconds"], 2) for name, record in records.items()}
-        session.config.cache.set(_DURATIONS, {**known, **measured})
+    if not hasattr(session.config, "workerinput"):
+        remember(session.config, outcomes.outcomes(session.config).records.values())
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -315,20 +307,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return config.stash[_NOTES]
 
 
-def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
-    """Put what concerns the run as a whole beside the benchmarks."""
-    output_json["quant"] = {
-        "selection": {"keyword": config.option.keyword, "markers": config.option.markexpr},
-        "settings": {
-            name: config.getoption(name) for name in ("threads", "batch", "eval_samples", "time_budget", "case_seconds")
-        },
-        **_plan(config),
-    }
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_benchmark_group_stats(config: pytest.Config, benchmarks: list, group_by: str) -> list:
-    """Keep cases without a time of their own, such as evaluated ones, out of pytest-benchmark's table."""
+    """Keep cases without a time of their own, such as evaluated or untimed ones, out of pytest-benchmark's table."""
     groups = yield
     shown = [(name, [row for row in rows if _is_timed(row)]) for name, rows in groups]
     return [(name, rows) for name, rows in shown if rows]
@@ -336,41 +317,16 @@ def pytest_benchmark_group_stats(config: pytest.Config, benchmarks: list, group_
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    records = list(config.stash[_RECORDS].values())
+    records = list(outcomes.outcomes(config).records.values())
     if not records:
         return
     terminalreporter.section("quantization", sep="-")
     terminalreporter.write_line(summary(records, verbose=config.get_verbosity() > 0))
-    saved = _saved_run(config)
-    if saved:
-        terminalreporter.write_line(f"Saved as {saved}. Show it again: python -m reports table {saved}")
-        terminalreporter.write_line("Next: pytest benchmarks -k int8, or compare a change with --benchmark-compare")
-    else:
-        terminalreporter.write_line("Next: keep the run with --benchmark-save=NAME; -v adds flips, error and coverage.")
-
-
-def _saved_run(config: pytest.Config) -> Path | None:
-    """Return the file pytest-benchmark wrote in this session, if it did."""
-    session = config._benchmarksession
-    if session.json:
-        return Path(session.json)
-    if not (session.save or session.autosave) or session.disabled:
-        return None
-    files = Path(session.storage.path).rglob("*.json")
-    recent = [file for file in files if file.stat().st_mtime >= config.stash[_STARTED]]
-    newest = max(recent, key=lambda file: file.stat().st_mtime, default=None)
-    return newest and newest.relative_to(Path.cwd()) if newest and newest.is_relative_to(Path.cwd()) else newest
-
-
-def _plan(config: pytest.Config) -> dict[str, list[str]]:
-    if _PLAN not in config.stash:
-        config.stash[_PLAN] = {"planned": [], "deselected": []}
-    return config.stash[_PLAN]
 
 
 def _is_timed(row: dict) -> bool:
     record = row.get("extra_info", {}).get("quant")
-    return record is None or record["speed"].get("p50") is not None
+    return row.get("median") is not None and (record is None or record["speed"].get("p50") is not None)
 
 
 def _row(record: Record) -> str:
@@ -379,7 +335,8 @@ def _row(record: Record) -> str:
     size = record["size"]["bytes"] / 1e6
     p50 = record["speed"].get("p50")
     milliseconds = "" if p50 is None else f"{1000 * p50:9.3g} ms  {speed_text(record)}"
+    memory = "" if record["memory"].get("peak_bytes") is None else f"{memory_text(record):<16} "
     return (
         f"{case_id(record):<44} {metric_text(record):<14} {delta_text(record):<16} {size:7.3g} MB "
-        f"{milliseconds:<28} {record['evidence']}"
+        f"{milliseconds:<28} {memory}{record['evidence']}"
     ).rstrip()

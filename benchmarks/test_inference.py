@@ -8,3 +8,4 @@ def test_inference(case, calibration, evaluation, workshop, measurement):
     baseline = workshop.baseline(case)
     measurement.judge(artifact, baseline, evaluation)
     measurement.time(artifact, baseline, evaluation)
+    measurement.memory(artifact, baseline, evaluation)

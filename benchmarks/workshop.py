@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import judging
+from benchmarks import footprint, judging
+from benchmarks.answers import Answers
+from benchmarks.footprint import Footprint
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
 from fixtures.cache import Cache, Entry, source_digest
@@ -24,7 +26,6 @@ from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
 from quant.storage import load, load_graph, save, save_graph
 from quant.tracing import capture
-from reports.paired import Contributions
 
 CALIBRATION_BATCH = 16
 PARITY_SAMPLES = 32
@@ -34,13 +35,22 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run sets for all cases: threads, samples per call, samples judged (None: the model's), seconds a case."""
+    """What a run sets for all cases.
+
+    threads             of every runtime
+    batch               samples per call
+    evaluation_samples  samples judged; None for the model's own number
+    case_seconds        after which judging stops
+    data                where labelled data of the user's lies
+    memory              whether the memory of artefacts is measured
+    """
 
     threads: int = 1
     batch: int = 1
     evaluation_samples: int | None = None
     case_seconds: float = 300.0
     data: DataOptions = field(default_factory=DataOptions)
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,35 +80,6 @@ class Artifact:
     tables: Tables | None
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What an artefact answers.
-
-    outputs        float32 [n, ...], the first output on each sample of which outputs are kept
-    contributions  what each sample adds to the metric where not all outputs are kept, else None: it is computed anew
-    truncated      whether the time cap was reached before the last sample
-    """
-
-    outputs: np.ndarray
-    contributions: Contributions | None = None
-    truncated: bool = False
-
-    def save(self, folder: Path) -> None:
-        np.save(folder / "outputs.npy", self.outputs)
-        if self.contributions is not None:
-            parts = {"numerators": self.contributions.numerators, "denominators": self.contributions.denominators}
-            np.savez(folder / "contributions.npz", **{name: part for name, part in parts.items() if part is not None})
-            (folder / "form").write_text(self.contributions.form)
-
-    @classmethod
-    def load(cls, folder: Path) -> "Answers":
-        outputs, form = np.load(folder / "outputs.npy"), folder / "form"
-        if not form.exists():
-            return cls(outputs)
-        with np.load(folder / "contributions.npz") as parts:
-            return cls(outputs, Contributions(parts["numerators"], parts.get("denominators"), form.read_text()))
-
-
 class Workshop:
     """Makes what cases need. Holds one model at a time: cases come sorted by model."""
 
@@ -108,6 +89,8 @@ class Workshop:
         self._models: dict[str, Model] = {}
         self._prepared: Prepared | None = None
         self._baseline: Artifact | None = None
+        self._twin: tuple[Artifact, Executable] | None = None
+        self._footprints: dict[str, Footprint] = {}
 
     def model(self, name: str) -> Model:
         """Return the zoo's description of a model; it loads no weights."""
@@ -129,7 +112,7 @@ class Workshop:
     def prepare(self, name: str) -> Prepared:
         """Return a model with its float graph."""
         if self._prepared is None or self._prepared.model.name != name:
-            self._baseline = None
+            self._baseline = self._twin = None
             self._prepared = self._prepare(name)
         return self._prepared
 
@@ -187,6 +170,28 @@ class Workshop:
             calibration = self.calibration(case.model)
             self._baseline = self.compile(case.baseline, self.quantize(case.baseline, calibration), calibration)
         return self._baseline
+
+    def twin(self, baseline: Artifact) -> Executable:
+        """Return a baseline's artefact loaded a second time, against which the first is timed."""
+        if self._twin is None or self._twin[0] is not baseline:
+            target = baseline.case.target
+            self._twin = baseline, target.load().load(baseline.entry.path, self.settings.threads, target.device)
+        return self._twin[1]
+
+    def footprint(self, artifact: Artifact, samples: Samples) -> Footprint:
+        """Return the memory that an artefact takes in a process of its own, measured once a run.
+
+        Raises:
+            ProcessError: it does not load or run there.
+        """
+        digest = artifact.entry.digest
+        if digest not in self._footprints:
+            self._progress(f"measuring the memory of {artifact.case}")
+            batch, threads = self.settings.batch, self.settings.threads
+            inputs = self.inputs_file(samples.first(footprint.BATCHES * batch))
+            request = footprint.Request(artifact.case.backend, str(artifact.entry.path), str(inputs), batch, threads)
+            self._footprints[digest] = footprint.measure(request)
+        return self._footprints[digest]
 
     def outputs(self, artifact: Artifact, samples: Samples) -> np.ndarray:
         """Return float32 [n, ...]: the first output on each sample of which outputs are kept."""

@@ -113,7 +113,7 @@ CODEBOOK_FORMATS = {
 NVIDIA's nvfp4, whose 8-bit scales share a scale per tensor. Here that is a power of two, so that it never rounds."""
 
 _FIXED_GROUPS = ("mxfp8", "mxfp4", "nvfp4")
-_WORDS = (*INTEGER_WORDS, W4A8, *CODEBOOK_FORMATS, *PALETTE_WORDS, *FLOAT_WORDS)
+WORDS = (*INTEGER_WORDS, W4A8, *CODEBOOK_FORMATS, *PALETTE_WORDS, *FLOAT_WORDS)
 _MEANT = {"float": "fp32", "weight_only": "int4", "static": "int8", "dynamic": "int8 or w4a8"}
 
 
@@ -163,8 +163,8 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
     base, *suffixes = word.split("_")
     if base in FLOAT_WORDS and not suffixes:
         return Scheme(word, "float", float_dtype=FLOAT_WORDS[base])
-    if base not in _WORDS:
-        raise ValueError(f"unknown bits word {word!r}: {nearest(base, _WORDS)}")
+    if base not in WORDS:
+        raise ValueError(f"unknown bits word {word!r}: {nearest(base, WORDS)}")
     if family == "weight_only" and base in INTEGER_WORDS:
         return _weight_only(word, INTEGER_WORDS[base], suffixes)
     if family == "weight_only" and base in CODEBOOK_FORMATS:

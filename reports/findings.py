@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy
+
 from reports.limits import Limit
 from reports.machines import RUNTIME, differences, environment_of
 from reports.measures import MEASURES, Measure, is_share
 from reports.paired import Change, change
-from reports.record import Record, record_name
+from reports.record import Record, record_name, unpack_outcomes
 from reports.runs import Run
 from reports.scores import PAIRED, Scores, scores_of, shared_samples
-from reports.statistics import Interval, holm, speed_change
+from reports.statistics import Interval, holm, speed_change, time_change
 
 Verdict = Literal["pass", "regressed", "inconclusive", "not judged"]
 
@@ -100,8 +102,8 @@ def finding_of(pair: Pair, limit: Limit) -> Finding | None:
         return Finding(pair.name, limit, "not judged", *values, reason=reason)
     if limit.metric in PAIRED or measure is MEASURES["accuracy"]:
         return _paired(pair, limit, measure)
-    if measure is MEASURES["speed"]:
-        return _speed(pair, limit)
+    if measure in (MEASURES["speed"], MEASURES["time"]):
+        return _timed(pair, limit, measure)
     return _exact(pair, limit, measure, *values)
 
 
@@ -165,16 +167,26 @@ def _of_change(pair: Pair, limit: Limit, found: Change, higher: bool, n: int) ->
     )
 
 
-def _speed(pair: Pair, limit: Limit) -> Finding:
-    """Judge the ratios to float of both runs, each with the noise of its own rounds and that between any two runs."""
-    ratios = [record["speed"]["ratio"] for record in (pair.before, pair.after)]
-    intervals = [record["speed"].get("ci95") for record in (pair.before, pair.after)]
-    if None in intervals:
-        return Finding(pair.name, limit, "not judged", *ratios, reason="too few rounds for an interval")
-    loss, interval, p_value = speed_change(*ratios, *intervals)
-    scale = {"percent": 100.0, "absolute": ratios[0]}[limit.unit]
-    bounds = (scale * interval.low, scale * interval.high)
-    return Finding(pair.name, limit, "inconclusive", *ratios, scale * loss, bounds, p_value)
+def _timed(pair: Pair, limit: Limit, measure: Measure) -> Finding:
+    """Judge a ratio to float, or a time, by both runs' rounds and what lies between any two runs."""
+    values = measure.value(pair.before), measure.value(pair.after)
+    try:
+        rounds = [_rounds(record) for record in (pair.before, pair.after)]
+        if measure is MEASURES["speed"]:
+            found = speed_change(*rounds[0], *rounds[1])
+        else:
+            found = time_change(rounds[0][1], rounds[1][1])
+    except (ValueError, KeyError, TypeError) as error:
+        return Finding(pair.name, limit, "not judged", *values, reason=f"the rounds cannot be compared: {error}")
+    scale = 100.0 if limit.unit == "percent" else values[0]
+    bounds = (scale * found.interval.low, scale * found.interval.high)
+    return Finding(pair.name, limit, "inconclusive", *values, scale * found.loss, bounds, found.p_value)
+
+
+def _rounds(record: Record) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return the seconds of float and of the case in each round that was kept."""
+    samples = record["speed"]["samples"]
+    return tuple(unpack_outcomes(samples[name], samples["rounds"]) for name in ("baseline", "variant"))
 
 
 def _exact(pair: Pair, limit: Limit, measure: Measure, before: float, after: float) -> Finding:

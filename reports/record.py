@@ -234,14 +234,25 @@ SECTIONS: dict[str, dict[str, Check | dict[str, Check]]] = {
     "cost": {"seconds": _non_negative, "peak_bytes": _count, "cached": _flag},
     "speed": {
         "protocol": _text,
+        "rounds": _count,
+        "refused": _flag,
         "ratio": _non_negative,
         "ci95": _interval,
         "p50": _non_negative,
         "p90": _non_negative,
         "p99": _non_negative,
         "baseline_p50": _non_negative,
+        "null": {"ratio": _non_negative, "ci95": _interval},
+        "load": {"others": _non_negative, "free": _count, "stolen": _non_negative},
+        "samples": {"rounds": _count, "baseline": _text, "variant": _text},
     },
-    "memory": {"peak_bytes": _count},
+    "memory": {
+        "peak_bytes": _count,
+        "growth_bytes": _count,
+        "baseline_peak_bytes": _count,
+        "baseline_growth_bytes": _count,
+        "ratio": _non_negative,
+    },
     "scores": {"dataset_sha256": _sha256, "packed": _text},
 }
 
@@ -291,7 +302,7 @@ def _impurities(value: Any, path: str) -> list[str]:
 
 
 def _contradictions(record: Record) -> list[str]:
-    """Figures that deny each other: such a record mixes two units, or two directions."""
+    """Figures that deny each other: such a record mixes two units, two directions, or a figure with its refusal."""
     problems = []
     baseline, value, delta = _figures(record, "accuracy", "baseline", "value", "delta")
     if delta is not None and not math.isclose(delta, value - baseline, rel_tol=1e-4, abs_tol=1e-6):
@@ -299,6 +310,9 @@ def _contradictions(record: Record) -> list[str]:
     size, baseline, ratio = _figures(record, "size", "bytes", "baseline_bytes", "ratio")
     if ratio is not None and baseline and not math.isclose(ratio, size / baseline, rel_tol=1e-2):
         problems.append(f"size.ratio is {ratio}, but bytes / baseline_bytes is {size / baseline:.6g}.")
+    (ratio,) = _figures(record, "speed", "ratio")
+    if ratio is not None and record["speed"].get("refused") is True:
+        problems.append(f"speed.refused is true, but speed.ratio is {ratio}.")
     return problems + _damaged_scores(record)
 
 

@@ -6,6 +6,8 @@
     planned, deselected   names of cases (as rows and lists call them)
     skipped, failed       name of case -> why
     complete              whether every planned case came to its end
+    shard                 number and count, where the run is one of several that were planned together
+    missing_shards        numbers of those that a merged run lacks
 """
 
 import json
@@ -46,12 +48,30 @@ def read_run(path: str | os.PathLike) -> Run:
             written with a newer schema.
     """
     path = Path(path)
-    document = _read_json(path)
+    return run_of(path, read_document(path))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a whole file as pytest-benchmark wrote it.
+
+    Raises:
+        RunError: the file is missing, truncated or not a pytest-benchmark file.
+    """
+    document = read_json(path)
     benchmarks = document.get("benchmarks") if isinstance(document, dict) else None
     if not isinstance(benchmarks, list) or not all(isinstance(benchmark, dict) for benchmark in benchmarks):
         raise RunError(f"{path} is not a pytest-benchmark file; save a run with --benchmark-json={path.name}.")
+    return document
+
+
+def run_of(path: Path, document: dict[str, Any]) -> Run:
+    """Return the run that a file holds.
+
+    Raises:
+        RunError: it has no record of ours, or one of a newer schema.
+    """
     quant = document.get("quant") or {}
-    extras = [benchmark.get("extra_info") or {} for benchmark in benchmarks]
+    extras = [benchmark.get("extra_info") or {} for benchmark in document["benchmarks"]]
     records = [extra["quant"] for extra in extras if isinstance(extra, dict) and "quant" in extra]
     for part in (quant, *records):
         if not isinstance(part, dict):
@@ -103,7 +123,12 @@ def _name(record: Record) -> str:
         return "unnamed record"
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        RunError: it is missing, or not complete JSON.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -86,6 +86,15 @@ def speed_text(record: Record) -> str:
     return f"{ratio:.2f}×" + margin(ratio, speed.get("ci95") or [], 2, "")
 
 
+def memory_text(record: Record) -> str:
+    """``+56.5 MB (0.35×)``: by how much the process grew at most, and how many times float's growth that is."""
+    memory = record["memory"]
+    if memory.get("growth_bytes") is None:
+        return NULL
+    ratio = "" if memory.get("ratio") is None else f" ({memory['ratio']:.2f}×)"
+    return f"+{_three_digits(memory['growth_bytes'] / 1e6)} MB{ratio}"
+
+
 def _milliseconds(record: Record) -> str:
     p50 = record["speed"].get("p50")
     return NULL if p50 is None else _three_digits(1000 * p50)
@@ -133,6 +142,7 @@ _VERBOSE_COLUMNS: list[tuple[str, Callable[[Record], str]]] = [
     ("bits/weight", _figure("size", "bits_per_weight", ".2f")),
     ("% quantized / native / simulated", _coverage),
     ("parity", _figure("parity", "error", ".1e")),
+    ("memory", memory_text),
 ]
 # Which section explains a dash in a column.
 _EXPLAINED_BY = {
@@ -248,7 +258,7 @@ def _reason_notes(records: Sequence[Record], verbose: bool) -> list[str]:
 def _reasons(record: Record, verbose: bool) -> Iterable[str]:
     sections = [section for cell, section in _EXPLAINED_BY.items() if cell(record) == NULL]
     if verbose:
-        cells = {"accuracy": _flips, "coverage": _coverage}
+        cells = {"accuracy": _flips, "coverage": _coverage, "memory": memory_text}
         cells |= {section: _figure(section, "error", "g") for section in ("fidelity", "parity")}
         sections += [section for section, cell in cells.items() if cell(record) == NULL]
     for section in sections:

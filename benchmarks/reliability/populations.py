@@ -6,7 +6,7 @@ studied. A comparison resamples its clusters with replacement, as another evalua
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,16 @@ class Population:
             return 100 * (self.after.error.value() / self.before.error.value() - 1)
         name = {"accuracy": "after", "agreement": "agreement"}[measure]
         return 100 * (getattr(self.before, name).value() - getattr(self.after, name).value())
+
+
+def mislabelled(population: Population, share: float, seed: int = 0) -> Population:
+    """Return the population as it looks once a share of the labels is wrong: right answers to them count as wrong."""
+    random = np.random.default_rng(seed)
+    spoiled = random.random(len(population.after)) < share
+    after = {field.name: getattr(population.after, field.name) for field in fields(Outcomes)}
+    for name in ("before", "after"):
+        after[name] = Contributions(after[name].numerators & ~spoiled)
+    return replace(population, after=Outcomes(**after))
 
 
 def comparison(

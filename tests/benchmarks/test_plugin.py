@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.matrix import matrix, quantizers
@@ -25,6 +26,9 @@ SAMPLES = 40
 
 # Progress is shown every ten seconds, which a test does not wait for.
 TALKATIVE = "from benchmarks.progress import LiveLines\n\nLiveLines.SECONDS_BETWEEN_LINES = 0\n"
+# What is timed is shown, however busy the machine that tests this is; or nothing is.
+UNDISTURBED = "from benchmarks import timing\n\ntiming.refusal = lambda times: None\n"
+BUSY = "from benchmarks import timing\n\ntiming.refusal = lambda times: timing.TOO_BUSY\n"
 WITHOUT_COREMLTOOLS = """
 import importlib.util
 
@@ -103,6 +107,8 @@ class Suite:
     def __init__(self, folder):
         self.folder, self.cache, self.storage = folder, folder / "cache", folder / "storage"
         (folder / "talkative.py").write_text(TALKATIVE)
+        (folder / "undisturbed.py").write_text(UNDISTURBED)
+        (folder / "busy.py").write_text(BUSY)
         (folder / "without_coremltools.py").write_text(WITHOUT_COREMLTOOLS)
         self._count = 0
 
@@ -112,7 +118,8 @@ class Suite:
         return kept | {"PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)]), "COLUMNS": "100"}
 
     def command(self, *arguments, cache=None):
-        options = ["-o", f"cache_dir={self.folder / 'pytest'}", "--cache-dir", cache or self.cache]
+        options = ["-p", "undisturbed", "-o", f"cache_dir={self.folder / 'pytest'}"]
+        options += ["--cache-dir", cache or self.cache]
         options += ["--benchmark-storage", f"file://{self.storage}"]
         return [*PYTEST, "benchmarks", *map(str, options), *arguments]
 
@@ -285,6 +292,13 @@ def test_records_are_valid_and_go_by_kind_and_case(first):
 def test_speed_is_recorded_where_the_runtime_runs(first):
     timed, evaluated = first.records["digits-rtn-int4-torch"], first.records["digits-rtn-int4-coreml"]
     assert timed["speed"]["ci95"][0] <= timed["speed"]["ratio"] <= timed["speed"]["ci95"][1]
+    baseline, variant = (
+        unpack_outcomes(timed["speed"]["samples"][name], timed["speed"]["samples"]["rounds"])
+        for name in ("baseline", "variant")
+    )
+    assert len(variant) >= 12
+    if len(variant) == timed["speed"]["rounds"]:
+        assert np.median(baseline / variant) == pytest.approx(timed["speed"]["ratio"], rel=1e-3)
     assert timed["speed"]["p50"] == pytest.approx(first.benchmarks["digits-rtn-int4-torch"]["stats"]["median"])
     if sys.platform != "darwin":
         assert evaluated["evidence"] == "evaluated"
@@ -364,12 +378,52 @@ def test_a_run_without_times_has_our_table_alone(capped):
     assert "evaluated" in capped.row("digits-rtn-int4-coreml").split()
 
 
+@pytest.fixture(scope="module")
+def with_memory(suite, first):
+    """A verbose run on a machine that is too busy to time anything."""
+    selection = ["-k", "digits-rtn-int4-torch or digits-float-fp32-torch", "--eval-samples", str(SAMPLES)]
+    result = suite.run("-p", "busy", "-v", "--memory", *selection)
+    assert result.status == 0, result.output
+    return result
+
+
+def test_memory_is_a_column_and_in_the_row_of_a_case(with_memory):
+    for name, record in with_memory.records.items():
+        assert validate(record) == []
+        memory = record["memory"]
+        assert 0 < memory["growth_bytes"] < memory["peak_bytes"]
+        assert 0 < memory["baseline_growth_bytes"] < memory["baseline_peak_bytes"]
+        shown = f"({memory['growth_bytes'] / memory['baseline_growth_bytes']:.2f}×)"
+        assert shown in with_memory.row(name)
+        assert shown in next(line for line in with_memory.lines if line.startswith(f"{name} "))
+    assert with_memory.records["digits-float-fp32-torch"]["memory"]["ratio"] == 1
+
+
+def test_memory_is_not_measured_unasked(first):
+    assert {str(entry["memory"]) for entry in first.records.values()} == {
+        str({"reason": "memory is measured with --memory"})
+    }
+
+
+def test_a_busy_machine_shows_accuracy_and_says_why_there_is_no_time(with_memory):
+    for record in with_memory.records.values():
+        assert record["accuracy"]["value"] is not None
+        assert record["speed"]["refused"] is True
+        assert record["speed"]["ratio"] is record["speed"]["p50"] is record["speed"]["samples"] is None
+    assert sum(line.startswith("– not timed: other programs left too few cores") for line in with_memory.table) == 1
+    assert not re.search(r"-+ benchmark", with_memory.output)
+
+
 def test_workers_send_their_rows_to_one_table(suite, first):
-    selection = ["-k", "digits-float-fp32-torch or digits-rtn-int4-torch", "--eval-samples", str(SAMPLES)]
+    """And find what an earlier run made in the cache, as a later run finds what they made."""
+    made = {manifest: manifest.stat().st_mtime_ns for manifest in suite.cache.glob("outputs/*/manifest.json")}
+    selection = ["-k", "digits-native-int4-torch or digits-rtn-int4-torch", "--eval-samples", str(SAMPLES)]
     result = suite.run("-n", "2", *selection)
     assert result.status == 0, result.output
-    assert result.row("digits-float-fp32-torch")
+    assert result.row("digits-native-int4-torch")
     assert result.row("digits-rtn-int4-torch")
+    after = {manifest: manifest.stat().st_mtime_ns for manifest in suite.cache.glob("outputs/*/manifest.json")}
+    assert after == made != {}
 
 
 def test_a_killed_run_loses_nothing_it_had_made(suite, tmp_path):
@@ -517,6 +571,8 @@ def run_as_user(pytester, suite, *arguments):
         "--benchmark-json=run.json",
     ]
     options += ["--cache-dir", suite.cache, "--time-budget", "0.05", "--eval-samples", str(SAMPLES)]
+    pytester.makepyfile(undisturbed=UNDISTURBED)
+    options += ["-p", "undisturbed"]
     result = pytester.runpytest_subprocess(*options, *arguments)
     return result, Result(result.ret, result.stdout.str(), pytester.path / "run.json")
 
@@ -526,7 +582,8 @@ def test_a_user_adds_a_figure_to_every_record(folder_of_a_user, suite, first):
     folder_of_a_user.makeconftest(
         """
         def pytest_quant_record(config, record):
-            record["carbon"] = {"grams": 0.4e-3 * record["speed"]["p50"]}
+            seconds = record["speed"].get("p50")  # None where it was not timed
+            record["carbon"] = {"grams": 0.4e-3 * seconds} if seconds else {"reason": "not timed"}
         """
     )
     folder_of_a_user.makepyfile(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks import workshop as module
+from benchmarks.answers import Answers
 from benchmarks.matrix import Case
 from benchmarks.measurement import Measurement
-from benchmarks.workshop import Answers, Settings, Workshop
+from benchmarks.workshop import Settings, Workshop
 from fixtures.cache import Cache, CacheWarning
 from fixtures.model import Metric
 from quant.graph import simulate
@@ -232,6 +233,22 @@ def test_a_record_is_valid_and_agrees_with_the_simulation(workshop, combination,
     assert record["accuracy"]["n"] == record["fidelity"]["n"] == SAMPLES
     assert record["accuracy"]["truncated"] is False
     assert record["speed"] == {"reason": "timing is disabled in this run", "batch": 1}
+
+
+def test_a_twin_is_the_baseline_loaded_once_more(workshop):
+    baseline, evaluation = workshop.baseline(RTN), workshop.evaluation("digits")
+    twin = workshop.twin(baseline)
+    assert twin is not baseline.executable
+    assert twin is workshop.twin(workshop.baseline(RTN))
+    inputs = workshop.first_batch(evaluation)
+    np.testing.assert_array_equal(twin(*inputs)[0], baseline.executable(*inputs)[0])
+
+
+def test_another_backends_float_has_a_twin_of_its_own(workshop):
+    first = workshop.twin(workshop.baseline(RTN))
+    other = workshop.twin(workshop.baseline(Case("digits", "rtn", "int4", "coreml")))
+    assert type(other) is not type(first)
+    assert workshop.twin(workshop.baseline(RTN)) is not first
 
 
 def test_one_sample_makes_a_valid_record(folder):

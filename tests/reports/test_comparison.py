@@ -40,7 +40,7 @@ def test_losses_and_gains_are_told_with_their_margins(with_scores):
 
 def test_a_slower_case_is_told_only_beyond_the_noise(with_scores):
     def at(ratio):
-        return with_scores([True] * 9, **{"speed.ratio": ratio, "speed.ci95": [ratio * 0.99, ratio * 1.01]})
+        return with_scores([True] * 9, ratio=ratio)
 
     assert compared([at(1.87)], [at(1.85)]) == "1 case without a change"
     assert "! -14.4" in compared([at(1.87)], [at(1.6)])

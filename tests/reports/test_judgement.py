@@ -136,9 +136,9 @@ def test_fidelity_is_paired_too(with_scores):
 @pytest.mark.parametrize(
     ("ratio", "verdict"), [(1.87, "pass"), (1.8, "pass"), (1.72, "inconclusive"), (1.67, "regressed"), (2.5, "pass")]
 )
-def test_speed_is_judged_beyond_the_noise_between_runs(make_record, ratio, verdict):
-    after = make_record(**{"speed.ratio": ratio, "speed.ci95": [ratio * 0.98, ratio * 1.02]})
-    finding = only(judged(make_record(), after, "speed:10%"))
+def test_speed_is_judged_beyond_the_noise_between_runs(with_scores, ratio, verdict):
+    right = outcomes(30, 3)
+    finding = only(judged(with_scores(right, ratio=1.87), with_scores(right, ratio=ratio), "speed:10%"))
     assert finding.verdict == verdict
     assert finding.loss == pytest.approx(100 * (1 - ratio / 1.87))
 

@@ -73,6 +73,10 @@ def test_a_missing_section_is_named(make_record, section):
         ("case.method", None, "case.method is null, not text."),
         ("model.weights_sha256", "abc", "model.weights_sha256 is 'abc', not 64 hexadecimal digits."),
         ("speed.reason", "", "speed.reason is '', not text."),
+        ("speed.refused", 1, "speed.refused is 1, not true or false."),
+        ("speed.null", {"ratio": 1.0}, "speed.null.ci95 is missing."),
+        ("speed.samples", "AAAA", "speed.samples is text, not an object."),
+        ("memory.growth_bytes", -1, "memory.growth_bytes is -1, not a whole number of at least 0."),
         ("scheme", None, "scheme is null, not an object"),
         ("speed.ratio", float("nan"), "speed.ratio is nan; a missing figure is null with a reason."),
         ("speed.ci95", [1.0, float("inf")], "speed.ci95[1] is inf; a missing figure is null with a reason."),
@@ -100,6 +104,7 @@ def test_figures_that_deny_each_other_are_refused(make_record):
     assert "value - baseline" in validate(make_record(**{"accuracy.delta": 0.006}))[0]
     assert "value - baseline" in validate(make_record(**{"accuracy.delta": -0.6}))[0]
     assert "bytes / baseline_bytes" in validate(make_record(**{"size.ratio": 6.26}))[0]
+    assert "speed.ratio is 1.87" in validate(make_record(**{"speed.refused": True}))[0]
 
 
 def test_a_newer_schema_has_its_own_sentence(make_record):

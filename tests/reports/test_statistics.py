@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from reports.statistics import (
+    BETWEEN_RUNS,
+    BETWEEN_RUNS_OF_TIMES,
     FEWEST_PAIRS,
     accuracy_interval,
     flips,
@@ -15,8 +17,10 @@ from reports.statistics import (
     mcnemar,
     paired_p_value,
     resampled_totals,
+    speed_change,
     speed_ratio,
     tango,
+    time_change,
 )
 
 RIGHT_TO_WRONG, WRONG_TO_RIGHT = (True, False), (False, True)
@@ -278,3 +282,91 @@ def test_resamples_are_shared_seeded_and_the_same_in_chunks():
     assert numpy.allclose(resampled_totals(numpy.ones((40, 1))), 40)
     many = numpy.ones((3000, 1))
     assert numpy.allclose(resampled_totals(many), 3000)
+
+
+def run_of(random, rounds, ratio, spread=0.02, between=BETWEEN_RUNS):
+    """The times of one run: each places its memory elsewhere, and each round sees a load of its own."""
+    load = random.lognormal(0, 0.2, rounds)
+    shift = math.exp(random.normal(0, between))
+    return ratio * shift * load * random.lognormal(0, spread, rounds), load
+
+
+def test_the_loss_of_speed_is_that_of_the_ratio():
+    load = numpy.linspace(1, 2, 40)
+    change = speed_change(3 * load, load, 2.4 * load, load)
+    assert change.loss == pytest.approx(0.2)
+    assert change.interval.low < 0.2 < change.interval.high
+    assert change.p_value < 1e-6
+    assert speed_change(2.4 * load, load, 3 * load, load).loss == pytest.approx(-0.25)
+
+
+def test_the_loss_of_time_is_a_share_of_the_bases():
+    change = time_change(numpy.full(40, 0.010), numpy.full(40, 0.015))
+    assert change.loss == pytest.approx(0.5)
+    assert change.interval.low < 0.5 < change.interval.high
+    assert time_change(numpy.full(40, 0.010), numpy.full(40, 0.005)).loss == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("rounds", [(20, 20), (12, 300)])
+def test_runs_of_different_lengths_and_loads_are_compared(rounds):
+    random = numpy.random.default_rng(0)
+    base, head = (run_of(random, n, 2.0, between=0) for n in rounds)
+    assert abs(speed_change(*base, *head).loss) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "between"),
+    [
+        (lambda baseline, variant: speed_change(baseline, variant, baseline, variant), BETWEEN_RUNS),
+        (lambda baseline, variant: time_change(variant, variant), BETWEEN_RUNS_OF_TIMES),
+    ],
+    ids=["ratio", "time"],
+)
+def test_equal_rounds_still_leave_what_lies_between_runs(change, between):
+    """Without any spread the interval is that of two draws of the between-run component, and no more."""
+    result = change(numpy.full(50, 2.0), numpy.ones(50))
+    assert (result.loss, result.p_value) == (0, 1)
+    assert result.interval.high == pytest.approx(1.96 * math.sqrt(2) * between, rel=0.15)
+    assert result.interval.low == pytest.approx(-1.96 * math.sqrt(2) * between, rel=0.15)
+
+
+@pytest.mark.parametrize("rounds", [12, 100])
+def test_unchanged_speed_is_called_changed_in_one_run_of_twenty_at_most(rounds):
+    random = numpy.random.default_rng(1)
+    results = [speed_change(*run_of(random, rounds, 2.0), *run_of(random, rounds, 2.0)) for _ in range(200)]
+    false_alarms = sum(result.p_value < 0.05 for result in results)
+    uncovered = sum(not result.interval.low <= 0 <= result.interval.high for result in results)
+    assert false_alarms <= stats.binom.ppf(0.999, 200, 0.05)
+    assert abs(uncovered - false_alarms) <= 1
+
+
+def test_the_interval_covers_a_true_loss():
+    random = numpy.random.default_rng(2)
+    results = [speed_change(*run_of(random, 60, 2.0), *run_of(random, 60, 1.8)) for _ in range(200)]
+    covered = sum(result.interval.low <= 0.1 <= result.interval.high for result in results)
+    assert covered >= stats.binom.ppf(0.001, 200, 0.95)
+    assert sum(result.p_value < 0.05 for result in results) >= 180
+
+
+def test_p_values_reach_far_enough_for_many_cases():
+    ones = numpy.ones(30)
+    assert 0 < speed_change(2 * ones, ones, 1.6 * ones, ones).p_value < 1e-5
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_changes_refuse_impossible_times(bad):
+    good = numpy.ones(10)
+    broken = numpy.array([bad, *good[1:]])
+    with pytest.raises(ValueError, match="positive number of seconds"):
+        speed_change(good, good, broken, good)
+    with pytest.raises(ValueError, match="positive number of seconds"):
+        time_change(broken, good)
+
+
+def test_changes_need_pairs_and_enough_of_them():
+    few, enough = numpy.ones(FEWEST_PAIRS - 1), numpy.ones(FEWEST_PAIRS)
+    assert speed_change(enough, enough, enough, enough).loss == 0
+    with pytest.raises(ValueError, match=f"not {FEWEST_PAIRS} and {FEWEST_PAIRS - 1}"):
+        speed_change(enough, enough, few, few)
+    with pytest.raises(ValueError, match="equal lengths"):
+        speed_change(enough, enough, enough, few)

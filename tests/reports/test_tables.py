@@ -1,6 +1,6 @@
 import pytest
 
-from reports.tables import WIDTH, delta_text, metric_text, speed_text, table
+from reports.tables import WIDTH, delta_text, memory_text, metric_text, speed_text, table
 
 
 def row(drawn, name):
@@ -113,11 +113,12 @@ def test_a_figure_that_is_shown_needs_no_reason(make_record):
     assert "p99" not in table([make_record()])
 
 
-def test_a_refused_ratio_keeps_its_time(make_record):
-    record = make_record(**{"speed.ratio": None, "speed.ci95": None, "speed.reason": "the A/A null excludes 1"})
-    drawn = table([record])
-    assert row(drawn, "minilm").split()[-4:] == ["14.5", "12.3", "–", "measured"]
-    assert "– the A/A null excludes 1" in notes(drawn)
+def test_a_refused_ratio_is_explained_once(make_record):
+    refused = {f"speed.{name}": None for name in ("ratio", "ci95", "p50", "p90", "baseline_p50", "samples")}
+    reason = {"speed.refused": True, "speed.reason": "float differed from float"}
+    drawn = table([make_record(**refused, **reason)])
+    assert row(drawn, "minilm").split()[-4:] == ["14.5", "–", "–", "measured"]
+    assert notes(drawn).count("– float differed from float") == 1
 
 
 def test_rows_are_sorted_and_float_leads_its_model(make_record):
@@ -224,6 +225,24 @@ def test_a_kernel_that_quantizes_more_than_asked_is_named(make_record):
     noted = make_record("minilm-rtn-int4-onnxruntime", **{"coverage.notes": ["accuracy_level 4 quantizes activations"]})
     records = [noted, make_record("minilm-rtn-int4-mlx")]
     assert "* onnxruntime: accuracy_level 4 quantizes activations" in notes(table(records))
+
+
+@pytest.mark.parametrize(
+    ("memory", "shown"),
+    [
+        ({"peak_bytes": 400_000_000, "growth_bytes": 56_500_000, "ratio": 0.353}, "+56.5 MB (0.35×)"),
+        ({"peak_bytes": 400_000_000, "growth_bytes": 0, "ratio": None, "reason": "float grew by nothing"}, "+0 MB"),
+        ({"reason": "memory is measured with --memory"}, "–"),
+    ],
+)
+def test_memory_is_what_a_case_adds_and_its_ratio_to_float(make_record, memory, shown):
+    record = make_record(memory=memory)
+    assert memory_text(record) == shown
+    drawn = table([record], verbose=True)
+    assert drawn.splitlines()[0].split()[-1] == "memory"
+    assert row(drawn, "minilm").rstrip().endswith(shown)
+    assert ("– memory is measured with --memory" in notes(drawn)) == (shown == "–")
+    assert "memory" not in table([record])
 
 
 def test_simulated_and_evaluated_are_explained_where_they_occur(make_record):

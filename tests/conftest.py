@@ -36,15 +36,26 @@ GOOD = {
     "cost": {"seconds": 3.1, "peak_bytes": 400_000_000, "cached": False},
     "speed": {
         "protocol": "interleaved, 40 pairs",
+        "rounds": 40,
+        "refused": False,
         "ratio": 1.87,
         "ci95": [1.83, 1.91],
         "p50": 0.0123,
         "p90": 0.0131,
         "p99": None,
         "baseline_p50": 0.0230,
+        "null": {"ratio": 1.002, "ci95": [0.996, 1.008]},
+        "load": {"others": 0.1, "free": 1, "stolen": 0.0},
+        "samples": {"rounds": 40, "baseline": pack_outcomes([0.0230] * 40), "variant": pack_outcomes([0.0123] * 40)},
         "reason": "p99 needs 200 rounds",
     },
-    "memory": {"peak_bytes": 300_000_000},
+    "memory": {
+        "peak_bytes": 300_000_000,
+        "growth_bytes": 60_000_000,
+        "baseline_peak_bytes": 420_000_000,
+        "baseline_growth_bytes": 180_000_000,
+        "ratio": 60 / 180,
+    },
     "scores": {"dataset_sha256": "c" * 64, "packed": "A" * 84},
 }
 
@@ -71,12 +82,14 @@ def make_record():
 def with_scores(make_record):
     """``with_scores(right, case=..., error=...)``: a record whose scores and figures are of these samples."""
 
-    def make(right, case="minilm-gptq-int4-onnxruntime", error=None, clusters=None, digests=None, **changes):
+    def make(
+        right, case="minilm-gptq-int4-onnxruntime", error=None, clusters=None, digests=None, ratio=None, **changes
+    ):
         right = numpy.asarray(right)
         n = len(right)
         error = numpy.full(n, 0.01) if error is None else numpy.asarray(error, float)
-        clusters = numpy.arange(n) if clusters is None else numpy.asarray(clusters)
-        digests = numpy.arange(n, dtype=numpy.uint32) if digests is None else numpy.asarray(digests, numpy.uint32)
+        clusters = numpy.asarray(changes.pop("clusters", numpy.arange(n)))
+        digests = numpy.asarray(changes.pop("digests", numpy.arange(n)), numpy.uint32)
         parts = {
             "accuracy": Contributions(right),
             "baseline": Contributions(numpy.ones(n, bool)),
@@ -99,9 +112,19 @@ def with_scores(make_record):
             "fidelity.agreement": value,
             "fidelity.error": float(numpy.sqrt(error.mean())),
         }
-        return make_record(case, scores=scores, **{**figures, **changes})
+        speed = {} if ratio is None else speed_of(ratio)
+        return make_record(case, scores=scores, **{**figures, **speed, **changes})
 
     return make
+
+
+def speed_of(ratio, rounds=60):
+    """What a record holds of rounds that scatter by two percent around this ratio."""
+    variant = 0.01 * numpy.random.default_rng(0).normal(1, 0.02, rounds)
+    baseline = ratio * variant * numpy.random.default_rng(1).normal(1, 0.02, rounds)
+    samples = {"rounds": rounds, "baseline": pack_outcomes(baseline), "variant": pack_outcomes(variant)}
+    found = float(numpy.median(baseline / variant))
+    return {"speed.ratio": found, "speed.ci95": [found * 0.99, found * 1.01], "speed.samples": samples}
 
 
 @pytest.fixture

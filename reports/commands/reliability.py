@@ -1,0 +1,26 @@
+"""Print how far the gate is to be trusted, from a run of `pytest benchmarks -m gate --benchmark-json=RUN.json`."""
+
+import argparse
+from pathlib import Path
+
+HELP = "print the rates of false alarms, refusals and detections of the gate's own test"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_file", type=Path, metavar="RUN.json")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="write it into FILE between the markers of --section")
+    parser.add_argument("--section", default="gate", help="<!-- begin SECTION --> and <!-- end SECTION --> (gate)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from reports.embed import embed, machine_line
+    from reports.reliability import rates_of, reliability_table
+    from reports.runs import read_run
+
+    found = read_run(options.run_file)
+    text = reliability_table(rates_of(options.run_file), "github" if options.into else "simple")
+    if options.into:
+        embed(options.into, options.section, f"{text}\n\n{machine_line(found)}")
+    else:
+        print(text)
+    return 0
