@@ -37,16 +37,25 @@ class Outcomes:
     divergence: Contributions | None
 
     def __len__(self) -> int:
-        return len(self.error)
+        """How many samples were judged; their outputs may have been compared with float's on the first of them only."""
+        return len(self.error if self.after is None else self.after)
 
 
 def outcomes(
-    model: Model, reference: Reference | None, baseline: np.ndarray, outputs: np.ndarray, samples: Samples
+    model: Model,
+    reference: Reference | None,
+    baseline: np.ndarray,
+    outputs: np.ndarray,
+    samples: Samples,
+    own: tuple[Contributions | None, Contributions | None] | None = None,
 ) -> Outcomes:
-    """Return the outcomes of outputs [n, ...] beside float's, on the first n of the samples."""
-    labelled = model.metric is not None and samples.labels is not None
-    samples = samples.first(len(outputs))
-    own = [_own(model, reference, values, samples) if labelled else None for values in (baseline, outputs)]
+    """Return the outcomes of outputs [n, ...] beside float's, on the first n of the samples.
+
+    ``own`` is what float and the case add to the metric where it is known for more samples than there are outputs of.
+    """
+    if own is None:
+        samples = samples.first(len(outputs))
+        own = tuple(contributions(model, reference, values, samples) for values in (baseline, outputs))
     before, after = (model.scores(values, reference) for values in (baseline, outputs))
     divergence = Contributions(_divergence(before, after)) if model.logits else None
     return Outcomes(*own, _error(baseline, outputs), _cosine(baseline, outputs), _agreement(before, after), divergence)
@@ -54,7 +63,9 @@ def outcomes(
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """Return the outcomes of consecutive batches as those of all their samples."""
-    return Outcomes(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(Outcomes)))
+    return Outcomes(
+        *(joined_contributions([getattr(part, field.name) for part in parts]) for field in fields(Outcomes))
+    )
 
 
 def accuracy(model: Model, outcomes: Outcomes, samples: Samples) -> dict[str, object]:
@@ -100,7 +111,7 @@ def fidelity(outcomes: Outcomes) -> dict[str, object]:
         "cosine": outcomes.cosine.value(),
         "agreement": outcomes.agreement.value(),
         "kl": max(0.0, divergence.value()) if divergence else None,
-        "n": len(outcomes),
+        "n": len(outcomes.error),
     }
     reasons = []
     if section["sqnr_db"] is None:
@@ -114,11 +125,13 @@ def scores(outcomes: Outcomes, outputs: np.ndarray, samples: Samples) -> dict[st
     """Return the per-sample outcomes, packed, so that two runs can be paired."""
     parts = {"accuracy": outcomes.after, "baseline": outcomes.before, "kl": outcomes.divergence}
     parts |= {name: getattr(outcomes, name) for name in ("error", "cosine", "agreement")}
-    n = len(outcomes)
+    n, digest = len(outcomes), hashlib.sha256(np.ascontiguousarray(outputs).data)
+    if len(outputs) < n:
+        digest.update(np.ascontiguousarray(outcomes.after.numerators).data)  # what is kept of the other outputs
     section = {
         "dataset_sha256": samples.digest,
         "samples": pack_outcomes(samples.digests[:n]),
-        "outputs_sha256": hashlib.sha256(np.ascontiguousarray(outputs).data).hexdigest(),
+        "outputs_sha256": digest.hexdigest(),
         **pack_scores({name: part for name, part in parts.items() if part is not None}, samples.clusters[:n]),
     }
     return section if outcomes.after else {**section, "reason": "without labels there are no outcomes"}
@@ -131,14 +144,20 @@ def relative_error(outputs: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(difference) / norm) if norm else float(np.linalg.norm(difference) > 0)
 
 
-def _own(model: Model, reference: Reference | None, outputs: np.ndarray, samples: Samples) -> Contributions:
+def contributions(
+    model: Model, reference: Reference | None, outputs: np.ndarray, samples: Samples
+) -> Contributions | None:
+    """Return what the samples add to the model's own metric by their outputs [n, ...]; None without labels."""
     metric = model.metric
+    if metric is None or samples.labels is None:
+        return None
     if metric.contributions is not None:
         return Contributions(*metric.contributions(outputs, samples, reference), metric.form)
     return Contributions(np.argmax(model.scores(outputs, reference), axis=1) == samples.labels, None, metric.form)
 
 
-def _joined(parts: Sequence[Contributions | None]) -> Contributions | None:
+def joined_contributions(parts: Sequence[Contributions | None]) -> Contributions | None:
+    """Return the contributions of consecutive batches as those of all their samples."""
     if parts[0] is None:
         return None
     weights = None if parts[0].denominators is None else np.concatenate([part.denominators for part in parts])

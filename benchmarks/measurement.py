@@ -5,9 +5,11 @@ from dataclasses import asdict
 import numpy as np
 
 from benchmarks import judging, timing
+from benchmarks.answers import Answers
 from benchmarks.matrix import Case
 from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
 from fixtures.model import Samples
+from reports.paired import Contributions
 from reports.record import SCHEMA, plain
 
 _NO_TABLES = "the runtime's own quantizer has no tables to count or to simulate"
@@ -31,15 +33,15 @@ class Measurement:
         """
         workshop, model = self._workshop, self._workshop.model(self.case.model)
         reference = workshop.reference(self.case.model)
-        before, after = workshop.outputs(baseline, samples), workshop.outputs(artifact, samples)
-        common = min(len(before), len(after))
-        before, after = before[:common], after[:common]
-        for case, outputs in ((baseline.case, before), (self.case, after)):
-            _refuse_not_finite(case, outputs)
-        outcomes = judging.outcomes(model, reference, before, after, samples)
+        answers = workshop.answers(baseline, samples), workshop.answers(artifact, samples)
+        for case, answer in zip((baseline.case, self.case), answers, strict=True):
+            _refuse_not_finite(case, answer)
+        common = min(len(answer.outputs) for answer in answers)
+        before, after = (answer.outputs[:common] for answer in answers)
+        outcomes = judging.outcomes(model, reference, before, after, samples, _own(answers))
         self._sections |= {
             "accuracy": judging.accuracy(model, outcomes, samples),
-            "fidelity": {**judging.fidelity(outcomes), "truncated": common < len(samples)},
+            "fidelity": {**judging.fidelity(outcomes), "truncated": any(answer.truncated for answer in answers)},
             "parity": self._parity(artifact, samples, after),
             "scores": judging.scores(outcomes, after, samples),
             **self._artifact_sections(artifact, baseline),
@@ -152,7 +154,18 @@ class Measurement:
         }
 
 
-def _refuse_not_finite(case: Case, outputs: np.ndarray) -> None:
-    broken = int(np.sum(~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)))
-    if broken:
-        raise ValueError(f"{case} gives NaN or infinity on {broken} of {len(outputs)} samples: it cannot be judged.")
+def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions] | None:
+    """Return what both add to the metric on the samples they share, where the workshop computed it."""
+    own = [answer.contributions for answer in answers]
+    if None in own:
+        return None
+    common = min(map(len, own))
+    return own[0].first(common), own[1].first(common)
+
+
+def _refuse_not_finite(case: Case, answers: Answers) -> None:
+    kept = [answers.outputs] if answers.contributions is None else [answers.outputs, answers.contributions.numerators]
+    for values in kept:
+        broken = int(np.sum(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+        if broken:
+            raise ValueError(f"{case} gives NaN or infinity on {broken} of {len(values)} samples: it cannot be judged.")

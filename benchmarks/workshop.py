@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import footprint
+from benchmarks import footprint, judging
+from benchmarks.answers import Answers
 from benchmarks.footprint import Footprint
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
@@ -194,7 +195,16 @@ class Workshop:
         return self._footprints[digest]
 
     def outputs(self, artifact: Artifact, samples: Samples) -> np.ndarray:
-        """Return float32 [n, ...]: the first output on each sample; fewer than asked if the time cap was reached."""
+        """Return float32 [n, ...]: the first output on each sample of which outputs are kept."""
+        return self.answers(artifact, samples).outputs
+
+    def answers(self, artifact: Artifact, samples: Samples) -> Answers:
+        """Return what the artefact answers on the samples; on fewer than asked if the time cap was reached.
+
+        Outputs are cached, and metrics computed anew from them. Where a model's outputs are too large to keep, what
+        samples add to the metric is cached, under a key that holds the source of the model and so of the metric.
+        """
+        model = self.model(artifact.case.model)
         key = {
             "artifact": artifact.entry.digest,
             "backend": artifact.case.backend,
@@ -203,17 +213,20 @@ class Workshop:
             "threads": self.settings.threads,
             "machine": _machine(),
         }
-        partial: list[np.ndarray] = []
+        if model.fidelity_samples is not None:
+            key |= {"kept": model.fidelity_samples}
+            key |= {"metric": source_digest(model_entry(model.name).module, "benchmarks.judging")}
+        partial: list[Answers] = []
 
         def build(folder: Path) -> None:
-            outputs = self._evaluate(artifact, samples)
-            if len(outputs) < len(samples):
-                partial.append(outputs)
+            answers = self._evaluate(artifact, samples)
+            if answers.truncated:
+                partial.append(answers)
                 raise _Truncated
-            np.save(folder / "outputs.npy", outputs)
+            answers.save(folder)
 
         try:
-            return np.load(self.cache.entry("outputs", key, build).path / "outputs.npy")
+            return Answers.load(self.cache.entry("outputs", key, build).path)
         except _Truncated:
             return partial[0]
 
@@ -301,16 +314,24 @@ class Workshop:
 
         return self.cache.entry("templates", key, build)
 
-    def _evaluate(self, artifact: Artifact, samples: Samples) -> np.ndarray:
-        start, outputs, done = time.perf_counter(), [], 0
-        for batch in _batches(samples, self.settings.batch):
-            outputs.append(np.asarray(artifact.executable(*batch)[0], dtype=np.float32))
-            done += len(outputs[-1])
-            elapsed = time.perf_counter() - start
+    def _evaluate(self, artifact: Artifact, samples: Samples) -> Answers:
+        model, start, size = self.model(artifact.case.model), time.perf_counter(), self.settings.batch
+        streams, kept = model.fidelity_samples is not None, model.fidelity_samples or len(samples)
+        reference = self.reference(model.name) if streams else None
+        outputs, added, done = [], [], 0
+        for batch in _batches(samples, size):
+            answer = np.asarray(artifact.executable(*batch)[0], dtype=np.float32)
+            if streams:
+                judged = samples.between(done, done + len(answer))
+                added.append(judging.contributions(model, reference, answer, judged))
+            if done < kept:
+                outputs.append(answer[: kept - done])
+            done += len(answer)
             self._progress(f"evaluating {artifact.case}: {done}/{len(samples)}")
-            if elapsed > self.settings.case_seconds:
+            if time.perf_counter() - start > self.settings.case_seconds:
                 break
-        return np.concatenate(outputs)
+        own = judging.joined_contributions(added) if streams else None
+        return Answers(np.concatenate(outputs), own, truncated=done < len(samples))
 
     def _run_torch(self, module: torch.nn.Module, samples: Samples) -> np.ndarray:
         with torch.inference_mode():

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.nodes import Graph, Parameter, Value, map_references
+from quant.recurrent import SteppedLSTM, traced_as_one
 
 Edit = Callable[[Tensor], Tensor]
 
 
 def build_module(
-    source: Graph, parameters: dict[str, Tensor], edges: dict[tuple[str, int], Edit] | None = None
+    source: Graph, parameters: dict[str, Tensor], edges: dict[tuple[str, int | str], Edit] | None = None
 ) -> fx.GraphModule:
     """Return a graph as a torch module over ``parameters``; its state dict has their names.
 
     ``edges`` maps (node, position) to a function applied to that argument; where arguments take one value through the
-    same function it is computed once.
+    same function it is computed once. At the position ``h`` of an LSTM it is applied before every step.
     """
     root, target = nn.Module(), fx.Graph()
     values = {name: target.create_node("placeholder", name, name=name) for name in source.inputs}
@@ -47,6 +48,13 @@ def build_module(
         for position, argument in enumerate(node.arguments):
             if edges and (node.name, position) in edges:
                 arguments[position] = edit(argument.name, edges[node.name, position])
+        if edges and (node.name, "x") in edges:
+            arguments[0] = edit(node.arguments[0].name, edges[node.name, "x"])
+        if edges and (node.name, "h") in edges:
+            name = f"recurrence_{node.name}"
+            root.add_module(name, SteppedLSTM(edges[node.name, "h"]))
+            values[node.name] = target.create_node("call_module", name, tuple(arguments), name=node.name)
+            continue
         keywords = {key: map_references(value, fetch) for key, value in node.keywords.items()}
         function = resolve(node.operator)
         values[node.name] = target.create_node("call_function", function, tuple(arguments), keywords, name=node.name)
@@ -92,7 +100,7 @@ def export(
 ) -> torch.export.ExportedProgram:
     """Return ``module`` exported with composite operators kept whole, and sizes of ``dynamic_axes`` left open."""
     dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in dynamic_axes)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), traced_as_one(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
         return program.run_decompositions({})

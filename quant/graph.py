@@ -14,7 +14,20 @@ import torch
 from torch import Tensor, fx
 
 from quant.execution import build_module, export, rename
-from quant.nodes import QUANTIZABLE, Graph, Node, Operator, Parameter, Value, references, transposed_groups
+from quant.nodes import (
+    LSTM,
+    QUANTIZABLE,
+    Graph,
+    Node,
+    Operator,
+    Parameter,
+    Value,
+    data_of,
+    operator_of,
+    references,
+    transposed_groups,
+    weights_of,
+)
 from quant.scheme import NumberFormat, Scheme
 from quant.tensor import QuantizedTensor, block_extremes, expand, scale_and_zero_point
 
@@ -69,8 +82,9 @@ class FloatGraph:
         """
         found = {}
         for parameter in self.parameters:
-            consumers = [(edge, QUANTIZABLE.get(self.node(edge).operator)) for edge in self.consumers(parameter)]
-            if consumers and all(operator and edge[2] == operator.weight for edge, operator in consumers):
+            edges = self.consumers(parameter)
+            consumers = [(edge, operator_of(self.node(edge), edge[2], parameter)) for edge in edges]
+            if consumers and all(operator for _, operator in consumers):
                 found[parameter] = consumers
         return found
 
@@ -83,11 +97,12 @@ class FloatGraph:
 
     def macs(self, graph: str, node: Node) -> int:
         """Return the multiply-accumulates of ``node`` on the example inputs, per sample of the batch."""
-        shapes = self.graphs[graph].shapes
+        shapes, batch = self.graphs[graph].shapes, self.examples[graph][0].shape[0]
+        if node.operator == LSTM:
+            steps = torch.Size(shapes[node.arguments[0].name][:-1]).numel()
+            return steps * sum(self.parameters[weight.name].numel() for weight in weights_of(node)) // batch
         output = shapes.get(node.name)
-        if not output:
-            return 0
-        return _multiply_accumulates(node, output, shapes, self.parameters) // self.examples[graph][0].shape[0]
+        return _multiply_accumulates(node, output, shapes, self.parameters) // batch if output else 0
 
     def module(self, graph: str = "forward", parameters: dict[str, Tensor] | None = None) -> fx.GraphModule:
         """Return the graph as a torch module, with some parameters replaced."""
@@ -211,7 +226,7 @@ def shared_quantizers(
     for edge, quantizer in quantized.activations.items():
         if edge[0] != graph:
             continue
-        value = quantized.graph.node(edge).arguments[edge[2]].name
+        value = data_of(quantized.graph.node(edge), edge[2]).name
         for known, edges in groups.setdefault(value, []):
             if known.same_as(quantizer):
                 edges.append(edge)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quant.graph import FloatGraph
-from quant.nodes import QUANTIZABLE, Node, Parameter, transposed_groups
+from quant.nodes import Node, Operator, Parameter, data_of, transposed_groups
 from quant.scheme import NumberFormat, Scheme
 from quant.tensor import block_of
 
@@ -23,14 +23,20 @@ _MOST_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantizable operator with its weight, seen as ``groups`` matrices [rows, columns]."""
+    """A quantizable operator with its weight, seen as ``groups`` matrices [rows, columns].
+
+    Either weight of an LSTM is that of a linear layer: one reads its inputs, the other its hidden states. The rows of a
+    weight that is ``looked_up`` are an embedding as well.
+    """
 
     parameter: str
     node: Node
+    operator: Operator
     kind: str
     shape: tuple[int, ...]
     groups: int
     transposed: bool
+    looked_up: bool = False
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return [groups, rows, columns] of anything that has the weight's shape."""
@@ -46,7 +52,12 @@ class Layer:
     @property
     def data(self) -> str:
         """The value that the operator reads."""
-        return self.node.arguments[QUANTIZABLE[self.node.operator].data].name
+        return data_of(self.node, self.operator.data).name
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it multiplies with the hidden states of an LSTM."""
+        return self.operator.data == "h"
 
     @property
     def bias(self) -> str | None:
@@ -92,17 +103,20 @@ class Layer:
 
 
 def layer_of(graph: FloatGraph, parameter: str) -> Layer:
-    """Return the first operator that takes ``parameter`` as its weight."""
-    node = graph.node(graph.consumers(parameter)[0])
-    kind, shape = QUANTIZABLE[node.operator].kind, tuple(graph.parameters[parameter].shape)
+    """Return the first operator that multiplies with ``parameter``, or an embedding where none does."""
+    uses = graph.quantizable()[parameter]
+    edge, operator = next((use for use in uses if use[1].kind != "embedding"), uses[0])
+    node, shape = graph.node(edge), tuple(graph.parameters[parameter].shape)
+    kind = "linear" if operator.kind == "recurrent" else operator.kind
     transposed = transposed_groups(node)
     if transposed is not None:
-        return Layer(parameter, node, kind, shape, transposed, transposed=True)
+        return Layer(parameter, node, operator, kind, shape, transposed, transposed=True)
     groups = 1
     if kind == "convolution":
         position = 8 if node.operator == "aten.convolution.default" else 6
         groups = node.arguments[position] if len(node.arguments) > position else 1
-    return Layer(parameter, node, kind, shape, groups, transposed=False)
+    looked_up = any(use.kind == "embedding" for _, use in uses)
+    return Layer(parameter, node, operator, kind, shape, groups, transposed=False, looked_up=looked_up)
 
 
 class Moments:

@@ -60,10 +60,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Operator:
-    """Where a quantizable operator takes its data and its weight."""
+    """Where a quantizable operator takes its data and its weight; the data of an LSTM are called ``x`` and ``h``."""
 
-    kind: Literal["linear", "convolution", "embedding"]
-    data: int
+    kind: Literal["linear", "convolution", "embedding", "recurrent"]
+    data: int | str
     weight: int
 
 
@@ -77,7 +77,51 @@ QUANTIZABLE = {
     "aten.convolution.default": _CONVOLUTION,
     "aten.embedding.default": Operator("embedding", data=1, weight=0),
 }
+LSTM = "aten.lstm.input"
+"""Of one layer: capturing takes layers apart. Its weights lie together in one argument."""
+_LSTM_DATA = 0
+_LSTM_WEIGHTS = 2
+_LSTM_OPERATORS = {data: Operator("recurrent", data=data, weight=_LSTM_WEIGHTS) for data in ("x", "h")}
 RESIDUAL = {"aten.add.Tensor"}
+
+
+def operator_of(node: Node, position: int, parameter: str) -> Operator | None:
+    """Return the operator whose weight ``parameter`` is where ``node`` takes it at ``position``; None if it is none."""
+    if node.operator != LSTM:
+        operator = QUANTIZABLE.get(node.operator)
+        return operator if operator and position == operator.weight else None
+    if position != _LSTM_WEIGHTS or node.arguments[4] != 1:
+        return None
+    for direction in lstm_parameters(node):
+        if len(direction) in (2, 4) and Parameter(parameter) in direction[:2]:
+            return _LSTM_OPERATORS["x" if Parameter(parameter) == direction[0] else "h"]
+    return None
+
+
+def weights_of(node: Node) -> list[Parameter]:
+    """Return the parameters that ``node`` takes as its weights."""
+    if node.operator == LSTM:
+        return [weight for direction in lstm_parameters(node) for weight in direction[:2]]
+    operator = QUANTIZABLE.get(node.operator)
+    weight = node.arguments[operator.weight] if operator else None
+    return [weight] if isinstance(weight, Parameter) else []
+
+
+def lstm_parameters(node: Node) -> list[tuple]:
+    """Return for each direction of an LSTM of one layer its two weights and, if it has any, its two biases.
+
+    weights [4 hidden, in] and [4 hidden, hidden], biases [4 hidden]; gates are in the order input, forget, cell, output
+    """
+    parameters, directions = node.arguments[_LSTM_WEIGHTS], 2 if node.arguments[7] else 1
+    each = len(parameters) // directions
+    return [parameters[first : first + each] for first in range(0, len(parameters), each)]
+
+
+def data_of(node: Node, position: int | str) -> Value | Parameter:
+    """Return what ``node`` takes at ``position``; the ``h`` of an LSTM, which exists inside it alone, by a name."""
+    if position == "h":
+        return Value(f"{node.name}.h")
+    return node.arguments[_LSTM_DATA if position == "x" else position]
 
 
 def map_references(argument: object, function: Callable[[Value | Parameter], object]) -> object:

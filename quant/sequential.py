@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quant.calibrate import Batch, as_tensors
+from quant.calibrate import Batch, as_tensors, observe_edges
 from quant.execution import resolve
 from quant.graph import FloatGraph
 from quant.layers import Layer, Moments, layer_of
 from quant.nodes import Graph, Node, Parameter, Value, map_references, references
 from quant.progress import steps
+from quant.recurrent import hidden_before
 from quant.tensor import QuantizedTensor
 
 Solve = Callable[[Layer, Tensor, Moments | None], QuantizedTensor]
@@ -81,7 +82,7 @@ class _Walk:
         solve: Solve,
         refine: Refine | None,
     ) -> None:
-        self.graph, self.solve, self.refine = graph, solve, refine
+        self.graph, self.batches, self.solve, self.refine = graph, batches, solve, refine
         self.source = graph.graphs["forward"]
         self.pending = {name: layer_of(graph, name) for name in parameters}
         self.weights: dict[str, QuantizedTensor] = {}
@@ -97,7 +98,11 @@ class _Walk:
         for reference in references(node.arguments):
             if isinstance(reference, Parameter) and reference.name in self.pending:
                 layer = self.pending.pop(reference.name)
-                self._solve(layer, self._moments(layer) if layer.node == node else None)
+                if layer.node == node:
+                    self._solve(layer, self._moments(layer))
+                    self._enter_block(layer)
+                else:
+                    self._solve(layer, self._moments_ahead(layer))
         dead = self.last_use.get(node.name, ())
         for original, quantized in zip(self.original, self.quantized, strict=True):
             self._run(node, original, quantized)
@@ -120,7 +125,9 @@ class _Walk:
 
     def _solve(self, layer: Layer, moments: Moments | None) -> None:
         self._replace(layer.parameter, self.solve(layer, self.graph.parameters[layer.parameter], moments))
-        if self.block and moments:
+
+    def _enter_block(self, layer: Layer) -> None:
+        if self.block and layer.kind != "embedding":
             self.block.layers.append(layer)
 
     def _replace(self, parameter: str, weight: QuantizedTensor) -> None:
@@ -154,10 +161,32 @@ class _Walk:
         if key not in self.moments:
             moments = Moments(layer)
             for original, quantized in zip(self.original, self.quantized, strict=True):
+                if layer.reads_hidden:
+                    moments.add(self._hidden(layer, quantized, self.replaced), self._hidden(layer, original, {}))
+                    continue
                 same = original[layer.data] is quantized[layer.data]
                 moments.add(quantized[layer.data], None if same else original[layer.data])
             self.moments[key] = moments
         return self.moments[key]
+
+    def _moments_ahead(self, layer: Layer) -> Moments | None:
+        """Return the moments, in the float model, of a layer that comes later: its weight is an embedding before."""
+        if layer.node.name not in self.source.by_name:
+            return None
+        moments = Moments(layer)
+
+        def observe(values: Tensor) -> Tensor:
+            moments.add(values)
+            return values
+
+        observe_edges(self.graph, {(layer.node.name, layer.operator.data): observe}, self.batches)
+        return moments
+
+    def _hidden(self, layer: Layer, values: dict[str, Tensor], replaced: dict[str, Tensor]) -> Tensor:
+        """Return the states that a recurrent weight, itself still float, multiplies with."""
+        output, *_ = self._call(layer.node, values, replaced)
+        initial = layer.node.arguments[1][0]
+        return hidden_before(layer.node, output, values[initial.name], layer.parameter)
 
     def _run(self, node: Node, original: dict[str, Tensor], quantized: dict[str, Tensor]) -> None:
         before = self._call(node, original, {})

@@ -1,7 +1,7 @@
 """Capturing a torch module as a :class:`~quant.graph.FloatGraph`.
 
-The module is exported with torch.export, batch norms are folded into the convolutions before them, parameters that
-share storage become one, and operators that compute nothing disappear.
+The module is exported with torch.export, batch norms are folded into the convolutions before them, LSTMs are taken
+apart into their layers, parameters that share storage become one, and operators that compute nothing disappear.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from quant.execution import build_module, export, operator_name
 from quant.graph import FloatGraph
 from quant.nodes import Graph, Node, Parameter, Value, map_references, transposed_groups
+from quant.recurrent import one_layer_each
 
 _IDENTITIES = {
     "aten.alias.default",
@@ -56,8 +57,8 @@ def capture(
     if any(example.ndim and example.shape[0] < 2 for example in examples):
         raise ValueError("examples need a batch of at least two, or torch.export fixes the batch to one.")
     dynamic_axes = dynamic_axes or tuple({0: "batch"} for _ in examples)
-    first = _read(export(module, examples, dynamic_axes), dynamic_axes)
-    folded = build_module(*_fold_batch_norms(*first))
+    graph, parameters = _read(export(module, examples, dynamic_axes), dynamic_axes)
+    folded = build_module(*_fold_batch_norms(one_layer_each(graph), parameters))
     # Exported once more, because folding may leave what a second export simplifies: names must then be stable.
     graph, parameters = _read(export(folded, examples, dynamic_axes), dynamic_axes)
     return FloatGraph({"forward": graph}, parameters, {"forward": examples})

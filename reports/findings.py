@@ -145,6 +145,7 @@ def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
     if n == 0 or name not in before.contributions or name not in after.contributions:
         reason = "the two runs were judged on other data" if n == 0 else "a record does not keep its samples' scores"
         return Finding(pair.name, limit, "not judged", reason=reason)
+    n = min(n, *(len(scores.contributions[name]) for scores in (before, after)))
     parts = [scores.contributions[name].first(n) for scores in (before, after)]
     if before.outputs and before.outputs == after.outputs:
         # The same answers bit for bit: not a sample of no change, but no change.

@@ -26,10 +26,8 @@ Record = dict[str, Any]
 Check = Callable[[Any], str | None]
 
 _PACKED = {"float32:": "<f4", "int32:": "<i4", "uint32:": "<u4"}
-PACKED_SCORES = (
-    *("packed", "weights", "baseline", "samples", "clusters"),
-    *("agreement", "cosine", "kl", "squared_error", "squared_norm"),
-)
+PACKED_FIDELITY = ("agreement", "cosine", "kl", "squared_error", "squared_norm")
+PACKED_SCORES = ("packed", "weights", "baseline", "samples", "clusters", *PACKED_FIDELITY)
 _COUNTED = ("scores", "accuracy")
 # A cosine or a share summed in single precision may end a little above one.
 _ROUNDING = 1e-6
@@ -322,11 +320,14 @@ def _damaged_scores(record: Record) -> list[str]:
     """Packed scores that do not hold as many samples as the record says it judged."""
     section, accuracy = (record.get(name) if isinstance(record.get(name), dict) else {} for name in _COUNTED)
     n = section.get("n", accuracy.get("n"))
+    n_fidelity = section.get("n_fidelity", n)
+    if _count(n) is None and _count(n_fidelity):
+        return [f"scores.n_fidelity {_count(n_fidelity)}."]
     problems = []
     for key in PACKED_SCORES if _count(n) is None else ():
         try:
             if isinstance(section.get(key), str):
-                _unpacked_bytes(section[key], n)
+                _unpacked_bytes(section[key], n_fidelity if key in PACKED_FIDELITY else n)
         except ValueError as error:
             problems.append(f"scores.{key}: {error}")
     return problems

@@ -3,6 +3,7 @@
 The section ``scores`` holds, each packed by :func:`reports.record.pack_outcomes`:
 
     n                             samples
+    n_fidelity                    how many of them, from the first on, were compared with float's outputs: n if absent
     dataset_sha256                of all samples and labels
     samples                       a digest of each sample, by which two runs find the data they share
     clusters                      the number of each sample's cluster; null where each is its own
@@ -46,7 +47,8 @@ def pack_scores(parts: dict[str, Contributions], clusters: numpy.ndarray) -> dic
     """Return the packed part of the section from contributions by metric, those of ``baseline`` among them."""
     own, errors = parts.get("accuracy"), parts["error"]
     section = {
-        "n": len(errors),
+        "n": len(errors if own is None else own),
+        "n_fidelity": len(errors),
         "clusters": pack_outcomes(clusters) if len(numpy.unique(clusters)) < len(clusters) else None,
         "squared_error": pack_outcomes(errors.numerators),
         "squared_norm": pack_outcomes(errors.denominators),
@@ -67,7 +69,7 @@ def scores_of(record: Record) -> Scores:
     """
     section = record["scores"]
     n = section.get("n") or record["accuracy"].get("n") or 0
-    found = dict(_contributions(section, n))
+    found = dict(_contributions(section, n, section.get("n_fidelity", n)))
     digests, clusters = (unpack_outcomes(section[key], n) if section.get(key) else None for key in _OF_SAMPLES)
     return Scores(section.get("dataset_sha256") or "", digests, clusters, section.get("outputs_sha256"), found)
 
@@ -81,14 +83,14 @@ def shared_samples(first: Scores, second: Scores) -> int:
     return int(equal.argmin()) if not equal.all() else len(equal)
 
 
-def _contributions(section: Record, n: int) -> Iterator[tuple[str, Contributions]]:
+def _contributions(section: Record, n: int, n_fidelity: int) -> Iterator[tuple[str, Contributions]]:
     if section.get("packed"):
         weights = unpack_outcomes(section["weights"], n) if section.get("weights") else None
         yield "accuracy", Contributions(unpack_outcomes(section["packed"], n), weights, section.get("form", "mean"))
     for metric in _WITH_FLOAT:
         if section.get(metric):
-            yield metric, Contributions(unpack_outcomes(section[metric], n))
+            yield metric, Contributions(unpack_outcomes(section[metric], n_fidelity))
     if section.get("squared_error"):
-        error, norm = (unpack_outcomes(section[key], n) for key in ("squared_error", "squared_norm"))
+        error, norm = (unpack_outcomes(section[key], n_fidelity) for key in ("squared_error", "squared_norm"))
         for metric, form in _ERRORS.items():
             yield metric, Contributions(error, norm, form)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quant.backends import _coreml_recurrent as recurrent
 from quant.backends._coreml_package import (
     Package,
     WeightFile,
@@ -56,14 +57,14 @@ def spliced(package: Package, quantized: QuantizedModel, weights: WeightFile) ->
 def _replacements(package: Package, quantized: QuantizedModel) -> dict[str, QuantizedTensor | Tensor]:
     """Return what becomes of constants, by their names."""
     names, graph = package.names, quantized.graph
-    half = names["precision"] == "float16"
+    half, in_gate_order = names["precision"] == "float16", recurrent.weights_in_gate_order(graph)
     replaced: dict[str, QuantizedTensor | Tensor] = {}
     for name, weight in quantized.weights.items():
         if name not in names["constants"]:
             raise ValueError(f"the weight {name!r} has no constant of its own in Core ML's program: leave it float.")
         if weight.codebook is not None and weight.format.scale_dtype is not None:
             raise ValueError(f"the weight {name!r} is a look-up table with scales, which Core ML does not read.")
-        replaced[names["constants"][name]] = weight
+        replaced[names["constants"][name]] = recurrent.reordered(weight) if name in in_gate_order else weight
     changed = {name: value for name, value in quantized.floats.items() if _differs(value, graph.parameters[name], half)}
     before = constant_values(graph.graphs["forward"], graph.parameters) if changed else {}
     after = constant_values(graph.graphs["forward"], quantized.real_parameters()) if changed else {}
@@ -72,7 +73,7 @@ def _replacements(package: Package, quantized: QuantizedModel) -> dict[str, Quan
             replaced[constant] = after[node]
     for name, value in changed.items():
         if name in names["constants"]:
-            replaced[names["constants"][name]] = value
+            replaced[names["constants"][name]] = recurrent.reordered(value) if name in in_gate_order else value
         elif not all(edge[1] in before for edge in graph.consumers(name)):
             raise ValueError(f"the parameter {name!r} has no constant of its own in Core ML's program: keep its value.")
     for bias in {input_name(source, "bias") for source in package.operations if source.type == "conv_transpose"}:

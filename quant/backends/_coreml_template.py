@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from quant.backends import _coreml_recurrent as recurrent
 from quant.backends._coreml_package import NAMES, PACKAGE, Package, coremltools, input_name, quiet, shape_of
 from quant.backends.coreml_evaluator import Evaluator
 from quant.execution import resolve
 from quant.graph import FloatGraph
 from quant.nodes import QUANTIZABLE, Graph, Node, Parameter, Value, map_references, references
+from quant.recurrent import traced_as_one
 
 # Passes that merge parameters with each other or compute with them: the tables could no longer be spliced in.
 _PASSES_OVER_PARAMETERS = {
@@ -35,6 +37,7 @@ _DATA_INPUTS = {
     "conv": ("x",),
     "conv_transpose": ("x",),
     "linear": ("x",),
+    "lstm": ("x",),
     "matmul": ("x", "y"),
     "mul": ("x", "y"),
     "reduce_mean": ("x",),
@@ -100,12 +103,13 @@ def constant_values(graph: Graph, parameters: dict[str, Tensor]) -> dict[str, Te
 
 def _convert(graph: FloatGraph, package: Path, precision: str) -> None:
     converter = coremltools()
+    recurrent.register()
     pipeline = converter.PassPipeline.DEFAULT
     pipeline.remove_passes(_PASSES_OVER_PARAMETERS)
     units = {"float32": converter.precision.FLOAT32, "float16": converter.precision.FLOAT16}
     program = graph.export("forward")
     try:
-        with quiet():
+        with quiet(), traced_as_one():
             model = converter.convert(
                 program,
                 minimum_deployment_target=converter.target.iOS18,
@@ -150,8 +154,12 @@ def _find_constants(graph: FloatGraph, package: Package, precision: str) -> tupl
         alike = by_content.get(_digest(value.to(_DTYPES[precision]).contiguous().numpy()), [])
         return alike[0] if len(alike) == 1 else None
 
+    in_gate_order = recurrent.weights_in_gate_order(graph)
+    parameters = {
+        name: recurrent.reordered(value) if name in in_gate_order else value for name, value in graph.parameters.items()
+    }
     derived = constant_values(graph.graphs["forward"], graph.parameters)
-    return _found(find, graph.parameters), _found(find, derived)
+    return _found(find, parameters), _found(find, derived)
 
 
 def _found(find: Callable[[str, Tensor], str | None], values: dict[str, Tensor]) -> dict[str, str]:
@@ -190,7 +198,8 @@ def _find_operators(graph: FloatGraph, package: Package, constants: dict[str, st
             if len(candidates) == len(consumers):
                 found[node.name] = candidates[consumers.index(node.name)]
         else:
-            operation = by_output.get(node.name) or by_output.get(f"{node.name}_cast_fp16")
+            spellings = (node.name, f"{node.name}_cast_fp16", f"{node.name}_0", f"{node.name}_cast_fp16_0")
+            operation = next((by_output[name] for name in spellings if name in by_output), None)
             if operation is not None and operation.type in _DATA_INPUTS:
                 found[node.name] = operation
     return found

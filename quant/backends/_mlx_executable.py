@@ -13,7 +13,7 @@ from torch import Tensor
 from quant.backends import _mlx_activations, _mlx_weights, evidence_of
 from quant.backends._mlx_blas import NOTE, mx, set_threads
 from quant.backends._mlx_program import DTYPES, Program
-from quant.nodes import Parameter, references
+from quant.nodes import Parameter, data_of, references
 from quant.storage import graph_from_json
 
 WEIGHTS = "model.safetensors"
@@ -131,13 +131,13 @@ class Executable:
         weight = weight if arrangement is None else _mlx_weights.arrange(weight, arrangement)
         return mx.array(weight.numpy()).astype(dtype)
 
-    def _quantizers(self, arrays: dict[str, mx.array]) -> dict[tuple[str, int], Callable[[mx.array], mx.array]]:
+    def _quantizers(self, arrays: dict[str, mx.array]) -> dict[tuple[str, int | str], Callable[[mx.array], mx.array]]:
         """Return one function per quantizer and layout, for each of the arguments it is for."""
         found = {}
         for entry in self._config["activations"]:
             of_layout = [_mlx_activations.decode(entry, arrays, channels_last) for channels_last in (False, True)]
             for node, position in entry["edges"]:
-                value = self._graph.by_name[node].arguments[position]
+                value = data_of(self._graph.by_name[node], position)
                 found[node, position] = of_layout[value.name in self._config["channels_last"]]
         return found
 

@@ -10,10 +10,11 @@ from quant.backends import _mlx_layout as layout
 from quant.backends._mlx_arrays import ARRAYS
 from quant.backends._mlx_blas import mx
 from quant.backends._mlx_operators import ELEMENTWISE, PRODUCTS
+from quant.backends._mlx_recurrent import lstm
 from quant.backends._mlx_spatial import SPATIAL
 from quant.backends._mlx_weights import PackedWeight
 from quant.execution import resolve
-from quant.nodes import Graph, Node, Parameter, Value, map_references
+from quant.nodes import LSTM, Graph, Node, Parameter, Value, map_references
 
 Weight = mx.array | PackedWeight
 Quantizer = Callable[[mx.array], mx.array]
@@ -51,14 +52,15 @@ _LAYOUT = {
     layout.CHANNELS_FIRST: lambda x: mx.moveaxis(x, -1, 1),
     layout.ARRANGE: _arrange,
 }
-OPERATORS: dict[str, Callable] = {**ELEMENTWISE, **PRODUCTS, **ARRAYS, **SPATIAL, **_LAYOUT}
+OPERATORS: dict[str, Callable] = {**ELEMENTWISE, **PRODUCTS, **ARRAYS, **SPATIAL, **_LAYOUT, LSTM: lstm}
 
 
 class Program:
     """A graph in MLX's layout with its parameters, callable on arrays.
 
     ``quantizers`` maps (node, position) to what is done to that argument; where arguments take one value through the
-    same quantizer it is computed once. Values are of ``dtype`` wherever the graph says float32.
+    same quantizer it is computed once. At the position ``h`` of an LSTM it is done before every step. Values are of
+    ``dtype`` wherever the graph says float32.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Program:
         graph: Graph,
         parameters: Mapping[str, Weight],
         dtype: mx.Dtype = mx.float32,
-        quantizers: Mapping[tuple[str, int], Quantizer] | None = None,
+        quantizers: Mapping[tuple[str, int | str], Quantizer] | None = None,
     ) -> None:
         self.graph = graph
         self._parameters, self._dtype, self._quantizers = parameters, dtype, quantizers or {}
@@ -97,7 +99,11 @@ class Program:
             quantizer = self._quantizers.get((node.name, position))
             if quantizer is not None:
                 arguments[position] = self._edge(argument, quantizer)
+        if (node.name, "x") in self._quantizers:
+            arguments[0] = self._edge(arguments[0], self._quantizers[node.name, "x"])
         keywords = tuple((key, self._prepared(value)) for key, value in node.keywords.items())
+        if (node.name, "h") in self._quantizers:
+            keywords += (("on_hidden", self._quantizers[node.name, "h"]),)
         self._steps.append(_Step(node.name, function_of(node), tuple(arguments), keywords))
 
     def _edge(self, value: Value, quantizer: Quantizer) -> Value:

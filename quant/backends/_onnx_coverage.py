@@ -9,13 +9,14 @@ import torch
 
 from quant.backends._onnx_session import open_session
 from quant.graph import FloatGraph, QuantizedModel
-from quant.nodes import QUANTIZABLE, Parameter
+from quant.nodes import LSTM, lstm_parameters, weights_of
 
 KEY = "quant.operators"
 """Where an artefact's metadata lists the operators of the float graph; see :func:`describe`."""
 
 NATIVE = {
     "ConvInteger",
+    "DynamicQuantizeLSTM",
     "DynamicQuantizeMatMul",
     "GatherBlockQuantized",
     "MatMulBnb4",
@@ -33,14 +34,20 @@ def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
 
     JSON: ``total``, the multiply-accumulates of the whole graph; ``operators``, of each [parameter,
     multiply-accumulates, whether the tables quantize it], the last None for a model the runtime quantized itself; and
-    whether the tables quantize activations at run time, in ``dynamic``.
+    whether the tables quantize activations at run time, in ``dynamic``. The two directions of an LSTM lie in one ONNX
+    weight, which has the name of the first.
     """
     forward, operators = graph.graphs["forward"], []
     for node in forward.nodes:
-        operator = QUANTIZABLE.get(node.operator)
-        weight = node.arguments[operator.weight] if operator else None
-        if isinstance(weight, Parameter):
-            operators.append([weight.name, graph.macs("forward", node), _is_quantized(weight.name, quantized)])
+        together = zip(*lstm_parameters(node), strict=True) if node.operator == LSTM else [weights_of(node)]
+        sizes = {
+            weights[0].name: sum(graph.parameters[weight.name].numel() for weight in weights)
+            for weights in list(together)[:2]
+            if weights
+        }
+        for name, size in sizes.items():
+            macs = graph.macs("forward", node) * size // sum(sizes.values())
+            operators.append([name, macs, _is_quantized(name, quantized)])
     total = sum(graph.macs("forward", node) for node in forward.nodes)
     dynamic = quantized is not None and any(entry.mode == "dynamic" for entry in quantized.activations.values())
     return json.dumps({"total": total, "operators": operators, "dynamic": dynamic})

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from quant.backends import _onnx_recurrent as recurrent
 from quant.backends import _onnx_weights as weights
 from quant.backends._onnx_editor import MICROSOFT, Editor
 from quant.backends._onnx_packing import kernel_blocks
@@ -36,12 +37,18 @@ class Splicer:
         self.static: dict[Edge, ActivationQuantizer] = {}
         self.dynamic: set[Edge] = set()
         self.grouped: dict[Edge, ActivationQuantizer] = {}
+        self.recurrent: dict[str, dict[str, ActivationQuantizer]] = {}
 
     def run(self) -> None:
         for name, value in self.quantized.floats.items():
             self._replace_float(name, value)
         for index, (quantizer, edges) in enumerate(shared_quantizers(self.quantized, _GRAPH)):
-            self._quantize_activation(quantizer, edges, f"activation_{index}")
+            others = [edge for edge in edges if not self._is_recurrent(edge, quantizer)]
+            if others:
+                self._quantize_activation(quantizer, others, f"activation_{index}")
+        for name, quantizers in self.recurrent.items():
+            node = self.quantized.graph.graphs[_GRAPH].by_name[name]
+            recurrent.lower_dynamic(self.editor, self.quantized, node, self.template.nodes.get(name, []), quantizers)
         for name, tensor in self.quantized.weights.items():
             self._replace_weight(name, tensor)
         if self.grouped:
@@ -57,6 +64,13 @@ class Splicer:
         dtype = "float16" if value.dtype == torch.float16 else "float32"
         replacement = self.editor.real(f"{name}/{dtype}", value.float().numpy(), dtype)
         ir.convenience.replace_all_uses_with(self._parameter(name), replacement)
+
+    def _is_recurrent(self, edge: Edge, quantizer: ActivationQuantizer) -> bool:
+        """Whether an LSTM's kernel quantizes an edge itself: it is made when all edges are known."""
+        if edge[2] not in ("x", "h"):
+            return False
+        self.recurrent.setdefault(edge[1], {})[edge[2]] = quantizer
+        return True
 
     def _quantize_activation(self, quantizer: ActivationQuantizer, edges: Sequence[Edge], name: str) -> None:
         node = self.quantized.graph.node(edges[0])
@@ -105,6 +119,8 @@ class Splicer:
         if not edges:
             raise ValueError(f"no operator of {_GRAPH!r} takes the quantized weight {name!r}.")
         for edge in edges:
+            if edge[1] in self.recurrent:
+                continue  # its kernel has the weight already
             if not self._lower(name, tensor, edge):
                 self._feed(edge, parameter, weights.dequantized(self.editor, name, tensor))
 

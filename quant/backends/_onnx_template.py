@@ -18,9 +18,11 @@ from onnxscript import optimizer
 from torch import fx
 
 from quant.backends import _onnx_coverage as coverage
+from quant.backends import _onnx_recurrent as recurrent
 from quant.backends._onnx_session import open_session, quiet
 from quant.graph import FloatGraph
 from quant.nodes import Graph
+from quant.recurrent import traced_as_one
 
 OPSET = 21
 MODEL = "model.onnx"
@@ -94,7 +96,7 @@ def _export(graph: FloatGraph) -> ir.Model:
     for node in program.graph.nodes:
         if node.op == "call_function":
             node.meta["stack_trace"] = node.name
-    with quiet():
+    with quiet(), traced_as_one():
         exported = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
     return exported.model
 
@@ -113,7 +115,7 @@ def _clean(model: ir.Model, parameters: dict[str, torch.Tensor]) -> None:
 
 
 def _name(model: ir.Model, source: Graph, parameters: dict[str, torch.Tensor]) -> None:
-    """Leave on every node the name of the call it belongs to, and name transposed weights after the weights."""
+    """Leave on every node the name of the call it belongs to, and name rearranged weights after the weights."""
     for node in model.graph:
         owner = node.metadata_props.get(_STACK_TRACE)
         node.metadata_props.clear()
@@ -121,6 +123,8 @@ def _name(model: ir.Model, source: Graph, parameters: dict[str, torch.Tensor]) -
             node.metadata_props[_OWNER] = owner
         if node.op_type == "Transpose" and node.inputs[0].name in parameters:
             node.outputs[0].name = f"{node.inputs[0].name}/transposed_by_{owner}"
+        if node.op_type == "LSTM" and owner in source.by_name:
+            recurrent.name_weights(node, source.by_name[owner])
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
 

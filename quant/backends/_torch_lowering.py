@@ -19,6 +19,7 @@ from quant.backends._torch_program import Call
 from quant.execution import resolve
 from quant.graph import ActivationQuantizer, QuantizedModel
 from quant.nodes import QUANTIZABLE, RESIDUAL, Node, Parameter, Value, map_references
+from quant.recurrent import SteppedLSTM
 
 _RESHAPES = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
 """Kernels write channels-last memory, which a view may not be able to read."""
@@ -109,15 +110,22 @@ class _Lowering:
         for position, argument in enumerate(node.arguments):
             if self.plan.quantizer(node, position):
                 arguments[position] = self._quantized_float(node, position, argument.name)
+        if self.plan.quantizer(node, "x"):
+            arguments[0] = self._quantized_float(node, "x", node.arguments[0].name)
         keywords = {key: map_references(value, self._fetch) for key, value in node.keywords.items()}
         if node.operator in MOVES_CODES and isinstance(arguments[0], Value) and arguments[0].name in self.codes:
             self.codes.add(node.name)
         if self.plan.is_quantized(node):
             self.result.simulated.add(node.name)
-        function = resolve(_RESHAPES.get(node.operator, node.operator))
+        function = self._function(node)
         self._call(node.name, function, tuple(arguments), keywords | self._placement(function))
 
-    def _quantized_float(self, node: Node, position: int, value: str) -> Value:
+    def _function(self, node: Node) -> Callable:
+        if recurrence := self.plan.quantizer(node, "h"):
+            return SteppedLSTM(_on_device(recurrence[1], self.device))
+        return resolve(_RESHAPES.get(node.operator, node.operator))
+
+    def _quantized_float(self, node: Node, position: int | str, value: str) -> Value:
         """Return, as float, the quantized value that an operator without a kernel reads."""
         if value in self.codes:
             self._note_float_arithmetic()

@@ -8,7 +8,18 @@ import torch
 from quant.backends import _torch_kernels as kernels
 from quant.backends._torch_kernels import Affine
 from quant.graph import ActivationQuantizer, QuantizedModel, shared_quantizers
-from quant.nodes import QUANTIZABLE, RESIDUAL, Node, Parameter, Value, references, transposed_groups
+from quant.nodes import (
+    LSTM,
+    QUANTIZABLE,
+    RESIDUAL,
+    Node,
+    Parameter,
+    Value,
+    data_of,
+    references,
+    transposed_groups,
+    weights_of,
+)
 from quant.tensor import QuantizedTensor
 
 MOVES_CODES = {"aten.view.default", "aten.flatten.using_ints", "aten.transpose.int", "aten.permute.default"}
@@ -40,18 +51,19 @@ class Plan:
 
     def is_quantized(self, node: Node) -> bool:
         """Whether the tables touch ``node``."""
-        positions = range(len(node.arguments))
-        return self.weight(node) is not None or any((node.name, position) in self._quantizers for position in positions)
+        positions = (*range(len(node.arguments)), "x", "h")
+        weighted = any(weight.name in self.quantized.weights for weight in weights_of(node))
+        return weighted or any((node.name, position) in self._quantizers for position in positions)
 
     def weight(self, node: Node) -> QuantizedTensor | None:
         operator = QUANTIZABLE.get(node.operator)
         return operator and self.quantized.weights.get(getattr(node.arguments[operator.weight], "name", None))
 
-    def quantizer(self, node: Node, position: int) -> tuple[int, ActivationQuantizer] | None:
+    def quantizer(self, node: Node, position: int | str) -> tuple[int, ActivationQuantizer] | None:
         """Return the quantizer of an argument, and a number that arguments share if it makes the same codes."""
         return self._quantizers.get((node.name, position))
 
-    def affine(self, node: Node, position: int) -> Affine | None:
+    def affine(self, node: Node, position: int | str) -> Affine | None:
         """Return the quantizer of an argument, if it is one that kernels read: static, uint8, per tensor."""
         _, quantizer = self.quantizer(node, position) or (None, None)
         if quantizer is None or quantizer.mode != "static" or quantizer.format.symmetric or quantizer.format.bits != 8:
@@ -133,10 +145,11 @@ def bounds_of(node: Node) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
-def _by_argument(quantized: QuantizedModel) -> dict[tuple[str, int], tuple[int, ActivationQuantizer]]:
+def _by_argument(quantized: QuantizedModel) -> dict[tuple[str, int | str], tuple[int, ActivationQuantizer]]:
     for edge in quantized.activations:
-        arguments = quantized.graph.node(edge).arguments
-        if edge[2] >= len(arguments) or not isinstance(arguments[edge[2]], Value):
+        node = quantized.graph.node(edge)
+        known = edge[2] in ("x", "h") if node.operator == LSTM else edge[2] in range(len(node.arguments))
+        if not known or not isinstance(data_of(node, edge[2]), Value):
             raise ValueError(f"table entry {edge!r} is not on a value of the graph: was it made for another model?")
     groups = enumerate(shared_quantizers(quantized))
     return {edge[1:]: (number, quantizer) for number, (quantizer, edges) in groups for edge in edges}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quant.backends import _coreml_compression, _coreml_layers  # noqa: F401 - they enter their operators
+from quant.backends import _coreml_compression, _coreml_layers, _coreml_recurrent  # noqa: F401 - they enter their operators
 from quant.backends._coreml_operators import OPERATORS
 from quant.backends._coreml_package import coremltools
 

@@ -109,7 +109,7 @@ def compile_native(
     names, group = config["parameters"], _mlx_weights.NATIVE_GROUP
     tensors, weights = _tensors(template, names), {}
     for name, kinds in config["kinds"].items():
-        if "convolution" not in kinds and tensors[name].shape[-1] % group == 0:
+        if set(kinds) <= {"embedding", "linear"} and tensors[name].shape[-1] % group == 0:
             width = int(bits.removeprefix("int"))
             weights[name], stored = _mlx_weights.encode_native(name, tensors[name], width, names)
             tensors |= stored

@@ -1,4 +1,8 @@
-"""Dynamic W8A8 and W4A8: weights rounded beforehand, activations of linear layers quantized at run time."""
+"""Dynamic W8A8 and W4A8: weights rounded beforehand, activations of linear layers quantized at run time.
+
+Of an LSTM both its inputs and its hidden state before every step are quantized, where a tensor or a row of them has
+one scale: no runtime divides them into groups.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +15,10 @@ METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8", "w4a8"), "core": ("
 
 
 def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
-    """Return linear layers and embeddings quantized. Convolutions stay float: no runtime has a fast kernel for them."""
+    """Return linear layers, LSTMs and embeddings quantized.
+
+    Convolutions stay float: no runtime has a fast kernel for them.
+    """
     kinds = {name: {operator.kind for _, operator in consumers} for name, consumers in graph.quantizable().items()}
     weights = {
         name: weight for name, weight in round_weights(graph, scheme).items() if "convolution" not in kinds[name]
@@ -21,6 +28,6 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
         (*edge[:2], operator.data): quantizer
         for name in weights
         for edge, operator in graph.quantizable()[name]
-        if operator.kind == "linear"
+        if operator.kind == "linear" or (operator.kind == "recurrent" and scheme.activations.granularity != "group")
     }
     return QuantizedModel(graph, scheme, weights, activations=activations)

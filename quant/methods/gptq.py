@@ -33,6 +33,8 @@ METHODS = {
 
 DAMPING = 0.1
 """Added to the diagonal of the second moments, as a share of its mean: keeps them invertible and the fit general."""
+LOOKED_UP_DAMPING = 0.3
+"""The same for a head that shares its weights with an embedding, whose rows must stay near to what they were."""
 _BLOCK = 128
 _INNER_BLOCK = 16
 
@@ -41,7 +43,8 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
     """Return all quantizable weights rounded with their errors compensated on the calibration data.
 
     An embedding is rounded in scales of least squared error: its rows are looked up one at a time, so no other weight
-    could make good an error. The same holds for a layer that calibration never reaches.
+    could make good an error. The same holds for a layer that calibration never reaches. Where a linear layer has the
+    weights of an embedding, as heads of language models do, they are fitted to its inputs in the float model.
     """
     formats = weight_formats(graph, scheme)
 
@@ -57,7 +60,7 @@ def solve_layer(
     """Return ``weight`` quantized so that the layer's outputs on the calibration data change least."""
     if moments is None:
         return quantize_with(weight, *search(weight, format, block), format, block)
-    gram = damped(moments.gram / moments.count)
+    gram = damped(moments.gram / moments.count, LOOKED_UP_DAMPING if layer.looked_up else DAMPING)
     target = retargeted(layer.matrix(weight), moments, gram)
     scale, zero_point = search(layer.weight(target), format, block, _energy(layer, gram))
     scales = _per_row(layer, scale, block)
@@ -72,13 +75,13 @@ def solve_layer(
     return QuantizedTensor(codes, scale, zero_point, None, tuple(block), format)
 
 
-def damped(moments: Tensor) -> Tensor:
+def damped(moments: Tensor, share: float = DAMPING) -> Tensor:
     """Return second moments [groups, columns, columns] as safely positive definite ones."""
     gram = moments.clone()
     diagonal = torch.diagonal(gram, dim1=-2, dim2=-1)
     mean = diagonal.mean(-1, keepdim=True)
     # Where calibration saw only zeros any fit is as good as another: that of plain rounding.
-    diagonal += torch.where(mean > 0, DAMPING * mean, torch.ones_like(mean))
+    diagonal += torch.where(mean > 0, share * mean, torch.ones_like(mean))
     return gram
 
 

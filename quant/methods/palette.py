@@ -52,7 +52,7 @@ def quantize(
         rows: how many indices of the first dimension, output channels but for transposed convolutions, have a table
             together; all of a weight by default.
         fisher: weigh the error of a weight by the mean square of what it multiplies in ``calibration``. Embeddings,
-            which multiply nothing, are not weighted.
+            which multiply nothing, and LSTMs are not weighted.
 
     Raises:
         ValueError: the scheme has no look-up tables, there is no calibration data for ``fisher``, or a weight or an
@@ -111,7 +111,7 @@ def mean_squared_inputs(graph: FloatGraph, batches: Sequence[Batch]) -> dict[str
     observers, places, edges = {}, {}, {}
     for parameter, consumers in graph.quantizable().items():
         for (name, node, _), operator in consumers:
-            if operator.kind == "embedding" or name != "forward":
+            if operator.kind in ("embedding", "recurrent") or name != "forward":
                 continue
             value = graph.node((name, node, 0)).arguments[operator.data].name
             axis = -1 if operator.kind == "linear" else 1

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from benchmarks import workshop as module
+from benchmarks.answers import Answers
 from benchmarks.matrix import Case
 from benchmarks.measurement import Measurement
 from benchmarks.workshop import Settings, Workshop
 from fixtures.cache import Cache, CacheWarning
+from fixtures.model import Metric
 from quant.graph import simulate
 from reports.record import unpack_outcomes, validate
+from reports.scores import scores_of
 
 FLOAT = Case("digits", "float", "fp32", "torch")
 RTN = Case("digits", "rtn", "int4", "torch")
@@ -326,7 +329,7 @@ def test_outputs_that_are_not_finite_are_refused(workshop, monkeypatch, value):
     broken = workshop.outputs(baseline, evaluation).copy()
     broken[3:5, 1] = value
     whole = workshop.outputs(baseline, evaluation)
-    monkeypatch.setattr(workshop, "outputs", lambda made, samples: broken if made is artifact else whole)
+    monkeypatch.setattr(workshop, "answers", lambda made, samples: Answers(broken if made is artifact else whole))
     measurement = Measurement(RTN, "inference", workshop, UntimedBenchmark(), seconds=0.01)
     with pytest.raises(ValueError, match=r"^digits-rtn-int4-torch gives NaN or infinity on 2 of 20 samples"):
         measurement.judge(artifact, baseline, evaluation)
@@ -336,10 +339,89 @@ def test_a_float_model_that_is_not_finite_is_refused_by_name(workshop, monkeypat
     artifact, baseline, evaluation = make(workshop, RTN), workshop.baseline(RTN), workshop.evaluation("digits")
     whole = workshop.outputs(artifact, evaluation)
     broken = np.full_like(whole, np.nan)
-    monkeypatch.setattr(workshop, "outputs", lambda made, samples: broken if made is baseline else whole)
+    monkeypatch.setattr(workshop, "answers", lambda made, samples: Answers(broken if made is baseline else whole))
     measurement = Measurement(RTN, "inference", workshop, UntimedBenchmark(), seconds=0.01)
     with pytest.raises(ValueError, match=r"digits-float-fp32-torch gives NaN or infinity"):
         measurement.judge(artifact, baseline, evaluation)
+
+
+def summed_losses(outputs, samples, reference):
+    """As perplexity has it: a sum and a weight of each sample."""
+    losses = np.log(np.exp(outputs.astype(np.float64)).sum(1)) - outputs[np.arange(len(outputs)), samples.labels]
+    return losses, np.full(len(losses), 2.0)
+
+
+def streaming(folder, kept, **settings):
+    """Digits judged as language models are: outputs of the first samples, losses of all."""
+    workshop = open_workshop(folder, **settings)
+    metric = Metric("perplexity", "lower", summed_losses, "exp_mean")
+    workshop._models["digits"] = replace(workshop.model("digits"), metric=metric, fidelity_samples=kept)
+    return workshop
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_outputs_are_kept_of_the_first_samples_and_contributions_of_all(folder, batch):
+    whole, part = streaming(folder, None, batch=batch), streaming(folder, 7, batch=batch)
+    evaluation = part.evaluation("digits")
+    outputs = whole.outputs(make(whole, RTN), evaluation)
+    assert whole.answers(make(whole, RTN), evaluation).contributions is None
+    for answers in (part.answers(make(part, RTN), evaluation) for part in (part, streaming(folder, 7, batch=batch))):
+        assert np.array_equal(answers.outputs, outputs[:7])
+        losses, weights = summed_losses(outputs, evaluation, None)
+        np.testing.assert_allclose(answers.contributions.numerators, losses, rtol=1e-12)
+        assert np.array_equal(answers.contributions.denominators, weights)
+        assert answers.contributions.form == "exp_mean"
+
+
+def test_the_record_of_a_streamed_model_judges_all_samples_and_compares_the_first(folder):
+    whole, part = measure(streaming(folder, None), RTN), measure(streaming(folder, 7), RTN)
+    assert validate(whole) == validate(part) == []
+    assert part["accuracy"] == whole["accuracy"]
+    assert part["accuracy"]["n"] == part["scores"]["n"] == SAMPLES
+    assert part["fidelity"]["n"] == part["scores"]["n_fidelity"] == 7
+    assert not part["fidelity"]["truncated"]
+    few = measure(streaming(folder, None, evaluation_samples=7), RTN)
+    assert part["fidelity"]["error"] == few["fidelity"]["error"]
+    lengths = {name: len(found) for name, found in scores_of(part).contributions.items()}
+    assert lengths == {"accuracy": SAMPLES, **dict.fromkeys(("agreement", "cosine", "kl", "error", "sqnr_db"), 7)}
+
+
+def test_streamed_outputs_beyond_those_kept_are_part_of_their_digest(folder, monkeypatch):
+    workshop = streaming(folder, 7)
+    before = measure(workshop, RTN)["scores"]["outputs_sha256"]
+    answer = workshop.answers
+
+    def changed(artifact, samples):
+        found = answer(artifact, samples)
+        numerators = found.contributions.numerators.copy()
+        numerators[-1] += 1
+        return replace(found, contributions=replace(found.contributions, numerators=numerators))
+
+    monkeypatch.setattr(workshop, "answers", changed)
+    assert measure(workshop, RTN)["scores"]["outputs_sha256"] != before
+
+
+def test_a_streamed_loss_that_is_not_finite_is_refused(folder, monkeypatch):
+    workshop = streaming(folder, 7)
+    answer = workshop.answers
+
+    def broken(artifact, samples):
+        found = answer(artifact, samples)
+        found.contributions.numerators[12] = np.nan
+        return found
+
+    monkeypatch.setattr(workshop, "answers", broken)
+    with pytest.raises(ValueError, match="gives NaN or infinity on 1 of 20 samples"):
+        measure(workshop, RTN)
+
+
+def test_a_truncated_streamed_case_is_marked_and_not_cached(folder):
+    record = measure(streaming(folder, 7, case_seconds=0.0, evaluation_samples=15), RTN)
+    assert validate(record) == []
+    assert record["accuracy"]["n"] == 1
+    assert record["accuracy"]["truncated"]
+    assert record["fidelity"]["truncated"]
+    assert measure(streaming(folder, 7, evaluation_samples=15), RTN)["accuracy"]["n"] == 15
 
 
 def test_a_long_step_says_what_it_does(folder):

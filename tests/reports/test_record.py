@@ -217,3 +217,15 @@ def test_scores_that_do_not_fit_the_samples_are_a_problem(make_record):
     assert problem == "scores.packed: Packed outcomes hold 63 bytes where 20 samples need 3."
     (problem,) = validate(make_record(**{"scores.kl": "float32:!"}))
     assert problem.startswith("scores.kl: Packed outcomes are not base64 text")
+
+
+def test_fidelity_may_be_of_fewer_samples_than_the_metric(make_record):
+    kept = pack_outcomes(numpy.array([0.5, 0.25]))
+    fewer = {"scores.n_fidelity": 2, "scores.cosine": kept, "scores.squared_error": kept, "scores.squared_norm": kept}
+    assert validate(make_record(**fewer)) == []
+    (problem,) = validate(
+        make_record(**{**fewer, "scores.n_fidelity": 3, "scores.squared_error": None, "scores.squared_norm": None})
+    )
+    assert problem.startswith("scores.cosine: Packed outcomes hold 8 bytes where 3 samples need")
+    (problem,) = validate(make_record(**{"scores.n_fidelity": -1}))
+    assert problem.startswith("scores.n_fidelity is -1")

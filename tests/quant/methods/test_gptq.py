@@ -135,11 +135,31 @@ def test_outputs_on_new_data_are_closer_than_by_clip_search(bits):
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_a_layer_that_calibration_never_reaches_is_rounded(tied_graph):
-    """Of tied weights the embedding comes first, and its rows are looked up, not multiplied with."""
-    quantized = quant.quantize(tied_graph, "gptq", "int4", [(torch.randint(0, 40, (4, 7)),)])
-    expected = quant.quantize(tied_graph, "mse", "int4")
-    assert torch.equal(quantized.weights["embedding.weight"].codes, expected.weights["embedding.weight"].codes)
-    assert not torch.equal(
-        quantized.weights["feed_forward.weight"].codes, expected.weights["feed_forward.weight"].codes
-    )
+def test_an_embedding_is_rounded():
+    """Its rows are looked up, not multiplied with: nothing could make good an error of theirs."""
+    graph = captured(nn.Sequential(nn.Embedding(40, 24), nn.Linear(24, 24)))
+    quantized = quant.quantize(graph, "gptq", "int4", [(torch.randint(0, 40, (4, 7)),)])
+    expected = quant.quantize(graph, "mse", "int4")
+    assert torch.equal(quantized.weights["0.weight"].codes, expected.weights["0.weight"].codes)
+    assert not torch.equal(quantized.weights["1.weight"].codes, expected.weights["1.weight"].codes)
+
+
+def test_a_head_that_is_the_embedding_is_fitted_to_its_inputs(tied_module, tied_graph):
+    """Its outputs change less than with rounding, and the rows that are looked up not much more."""
+    tokens = torch.randint(0, 40, (16, 7), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        hidden = tied_module.embedding(tokens) + tied_module.positions[:7]
+        inputs = (hidden + tied_module.feed_forward(tied_module.norm(hidden))).flatten(0, 1)
+    weight = tied_graph.parameters["embedding.weight"]
+    changes = [
+        quant.quantize(tied_graph, method, "int4", [(tokens,)]).weights["embedding.weight"].dequantize() - weight
+        for method in ("gptq", "mse")
+    ]
+    fitted, nearest = ((inputs @ change.T).norm() for change in changes)
+    assert fitted < 0.9 * nearest
+    assert changes[0].norm() < 1.5 * changes[1].norm()
+
+
+def captured(module):
+    torch.manual_seed(0)
+    return quant.capture(module.eval(), (torch.randint(0, 40, (2, 7)),), ({0: "batch", 1: "sequence"},))
