@@ -50,7 +50,7 @@ def test_weights_that_are_not_linear_alone_have_no_group(residual_graph, tied_gr
 def test_samples_hold_extremes_mean_and_moments_of_all_rows(reused_graph):
     (group,) = linear_groups(reused_graph, reused_graph.quantizable())
     batches = [(torch.randn(40, 4, 6),), (torch.randn(300, 4, 6),)]
-    sample = sample_inputs(reused_graph, [group], batches)[group]
+    sample = sample_inputs(reused_graph, [group], batches, moments=True)[group]
     first = nn.Linear(6, 6)
     first.load_state_dict({name: reused_graph.parameters[f"first.{name}"] for name in ("weight", "bias")})
     values = torch.cat([batch.reshape(-1, 6) for (batch,) in batches])
