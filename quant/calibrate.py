@@ -217,6 +217,17 @@ def as_tensors(batch: Batch) -> tuple[Tensor, ...]:
     return tuple(torch.as_tensor(array) for array in batch)
 
 
+def first_samples(batches: Sequence[Batch], count: int) -> list[tuple[Tensor, ...]]:
+    """Return the first ``count`` samples of ``batches``, or all if there are fewer."""
+    found, missing = [], count
+    for batch in map(as_tensors, batches):
+        if missing <= 0:
+            break
+        found.append(tuple(values[:missing] for values in batch))
+        missing -= len(batch[0])
+    return found
+
+
 def as_rows(values: Tensor, axis: int | None) -> Tensor:
     """View ``values`` as [channels of the axis, n], or as [1, n] without an axis."""
     return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.child import Outputs, Subject, with_parameters
-from benchmarks.peers._encoder import MASKED, Encoder, Layer, mx, nn
+from benchmarks.peers._encoder import MASKED, Encoder, mx, nn
 
 from mlx_lm.quant.awq import AWQConfig, ScaleConfig, awq_quantize  # isort: skip
 from mlx_lm.quant.gptq import gptq_quantize  # isort: skip

@@ -143,3 +143,16 @@ def test_a_layer_that_calibration_never_reaches_is_rounded(tied_graph):
     assert not torch.equal(
         quantized.weights["feed_forward.weight"].codes, expected.weights["feed_forward.weight"].codes
     )
+
+
+def test_the_quick_variant_is_the_whole_one_of_its_samples():
+    torch.manual_seed(7)
+    module = nn.Sequential(nn.Linear(32, 24)).eval()
+    graph = quant.capture(module, (torch.randn(2, 32),))
+    values = torch.randn(100, 32) * torch.linspace(0.1, 3, 32)
+    quick = quant.quantize(graph, "gptq_quick", "int4", [(values[:20],), (values[20:],)]).weights["0.weight"].codes
+    some, whole = (
+        quant.quantize(graph, "gptq", "int4", [(part,)]).weights["0.weight"] for part in (values[:32], values)
+    )
+    assert torch.equal(quick, some.codes)
+    assert not torch.equal(quick, whole.codes)
