@@ -196,8 +196,11 @@ def observe_edges(
     edges: Mapping[tuple[str, int], Observer],
     batches: Sequence[Batch],
     outputs: Mapping[str, Observer] | None = None,
+    done: Callable[[], bool] | None = None,
 ) -> None:
     """Run all batches through ``forward`` with an observer on each (node, position), and on outputs of the graph.
+
+    It stops early, after the batch by which all is ``done``.
 
     Raises:
         ValueError: there is no calibration data.
@@ -211,6 +214,8 @@ def observe_edges(
             found = dict(zip(source.outputs, module(*as_tensors(batch)), strict=True))
             for value, observer in (outputs or {}).items():
                 observer(found[value])
+            if done and done():
+                break
 
 
 def as_tensors(batch: Batch) -> tuple[Tensor, ...]:

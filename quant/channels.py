@@ -74,12 +74,14 @@ def sample_inputs(
     groups: Sequence[Group],
     batches: Sequence[Batch],
     moments: bool = False,
+    enough: int | None = None,
     others: Mapping[tuple[str, int], Observer] | None = None,
 ) -> dict[Group, InputSample]:
     """Return what calibration saw of the inputs of each group; nothing of groups that ``forward`` never comes to.
 
     Args:
         moments: whether second moments are wanted, which cost as much as the model itself.
+        enough: stop after the batch by which every group has seen so many rows; None takes all.
         others: observers of further edges of ``forward``, for what one run through it can tell as well.
 
     Raises:
@@ -87,20 +89,24 @@ def sample_inputs(
     """
     if not batches:
         raise ValueError("this method needs calibration data: pass at least one batch of inputs.")
-    samplers = {group: _Sampler(graph, group, len(batches), moments) for group in groups}
+    samplers = {group: _Sampler(graph, group, len(batches), moments, enough) for group in groups}
     edges = {edge[1:]: sampler for group, sampler in samplers.items() for edge in group.edges if edge[0] == "forward"}
-    observe_edges(graph, {**edges, **(others or {})}, batches)
+
+    def done() -> bool:
+        return enough is not None and all(sampler.count >= enough for sampler in edges.values())
+
+    observe_edges(graph, {**edges, **(others or {})}, batches, done=done)
     return {group: sampler.sample() for group, sampler in samplers.items() if sampler.count}
 
 
 class _Sampler:
     """Observes the input of a group of layers."""
 
-    def __init__(self, graph: FloatGraph, group: Group, batches: int, moments: bool) -> None:
-        self.parameter = group.parameters[0]
+    def __init__(self, graph: FloatGraph, group: Group, batches: int, moments: bool, enough: int | None) -> None:
+        self.parameter, self.batches, self.enough = group.parameters[0], batches, enough
         self.moments = Moments(layer_of(graph, self.parameter)) if moments else None
         self.generator = torch.Generator().manual_seed(_SEED)
-        self.at_once = -(-_MOST_ROWS // batches)
+        self.at_once = 0
         self.lows: list[Tensor] = []
         self.highs: list[Tensor] = []
         self.rows: list[Tensor] = []
@@ -108,6 +114,9 @@ class _Sampler:
 
     def __call__(self, values: Tensor) -> Tensor:
         rows = values.reshape(-1, values.shape[-1])
+        if not self.rows:
+            batches = self.batches if self.enough is None else min(self.batches, -(-self.enough // len(rows)))
+            self.at_once = -(-_MOST_ROWS // batches)
         if self.moments:
             self.moments.add(rows)
         self.lows.append(rows.amin(0))
