@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-K ?= int4 and (rtn or gptq or native)
+K ?= int4 and (rtn or gptq or native) and not quick
 
 SAVE ?= ci
 LIMITS ?= accuracy:1pp
@@ -32,7 +32,7 @@ test: $(VENV)/.test lint
 
 # Measures again what the README shows and writes it there. PEERS=1 adds other libraries, once '.[peers]' is installed.
 readme: $(VENV)/.bench
-	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native)" --benchmark-json=build/readme.json
+	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native) and not quick" --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
 	$(RUN) pytest benchmarks --benchmark-json=build/readme.json \
 		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8)"

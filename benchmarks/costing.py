@@ -71,7 +71,7 @@ class CostMeasurement:
         return {**asdict(cost), "float_bytes": float_bytes, "cached": False}
 
     def _comparison(self, trial: "Trial", ours: "dict[str, Trial]") -> dict[str, object]:
-        library = self.case.library.name
+        library = self.case.library.constants.get("DISTRIBUTION", self.case.library.name)
         answer = answer_to(trial, ours)
         return {
             "library": f"{library} {importlib.metadata.version(library)}",

@@ -196,8 +196,11 @@ def observe_edges(
     edges: Mapping[tuple[str, int], Observer],
     batches: Sequence[Batch],
     outputs: Mapping[str, Observer] | None = None,
+    done: Callable[[], bool] | None = None,
 ) -> None:
     """Run all batches through ``forward`` with an observer on each (node, position), and on outputs of the graph.
+
+    It stops early, after the batch by which all is ``done``.
 
     Raises:
         ValueError: there is no calibration data.
@@ -211,10 +214,23 @@ def observe_edges(
             found = dict(zip(source.outputs, module(*as_tensors(batch)), strict=True))
             for value, observer in (outputs or {}).items():
                 observer(found[value])
+            if done and done():
+                break
 
 
 def as_tensors(batch: Batch) -> tuple[Tensor, ...]:
     return tuple(torch.as_tensor(array) for array in batch)
+
+
+def first_samples(batches: Sequence[Batch], count: int) -> list[tuple[Tensor, ...]]:
+    """Return the first ``count`` samples of ``batches``, or all if there are fewer."""
+    found, missing = [], count
+    for batch in map(as_tensors, batches):
+        if missing <= 0:
+            break
+        found.append(tuple(values[:missing] for values in batch))
+        missing -= len(batch[0])
+    return found
 
 
 def as_rows(values: Tensor, axis: int | None) -> Tensor:

@@ -1,12 +1,12 @@
 """Linear layers that read one value: they share one scale for each of its channels, and what calibration saw of it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quant.calibrate import Batch, observe_edges
+from quant.calibrate import Batch, Observer, observe_edges
 from quant.graph import Edge, FloatGraph
 from quant.layers import Moments, layer_of
 
@@ -35,20 +35,17 @@ class InputSample:
 
     low, high  float32 [c], the extremes of every channel over all rows
     mean       float32 [c], of all rows
+    energy     float32 [c], the mean square of every channel
     rows       float32 [about 512 at most, c], rows taken at random
-    moments    second moments over all rows
+    moments    second moments of the rows, where they were asked for
     """
 
     low: Tensor
     high: Tensor
     mean: Tensor
+    energy: Tensor
     rows: Tensor
-    moments: Moments
-
-    @property
-    def energy(self) -> Tensor:
-        """Mean square of every channel (float32 [c])."""
-        return torch.diagonal(self.moments.gram[0]) / self.moments.count
+    moments: Moments | None
 
     def scaled_moments(self, input_scale: Tensor) -> Moments:
         """Return the second moments of the rows times ``input_scale`` (float32 [c])."""
@@ -72,44 +69,72 @@ def linear_groups(graph: FloatGraph, parameters: Collection[str]) -> list[Group]
     return found
 
 
-def sample_inputs(graph: FloatGraph, groups: Sequence[Group], batches: Sequence[Batch]) -> dict[Group, InputSample]:
+def sample_inputs(
+    graph: FloatGraph,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    moments: bool = False,
+    enough: int | None = None,
+    others: Mapping[tuple[str, int], Observer] | None = None,
+) -> dict[Group, InputSample]:
     """Return what calibration saw of the inputs of each group; nothing of groups that ``forward`` never comes to.
+
+    Args:
+        moments: whether second moments are wanted, which cost as much as the model itself.
+        enough: stop after the batch by which every group has seen so many rows; None takes all.
+        others: observers of further edges of ``forward``, for what one run through it can tell as well.
 
     Raises:
         ValueError: there is no calibration data, or an input was NaN or infinite.
     """
     if not batches:
         raise ValueError("this method needs calibration data: pass at least one batch of inputs.")
-    samplers = {group: _Sampler(graph, group, len(batches)) for group in groups}
+    samplers = {group: _Sampler(graph, group, len(batches), moments, enough) for group in groups}
     edges = {edge[1:]: sampler for group, sampler in samplers.items() for edge in group.edges if edge[0] == "forward"}
-    observe_edges(graph, edges, batches)
-    return {group: sampler.sample() for group, sampler in samplers.items() if sampler.rows}
+
+    def done() -> bool:
+        return enough is not None and all(sampler.count >= enough for sampler in edges.values())
+
+    observe_edges(graph, {**edges, **(others or {})}, batches, done=done)
+    return {group: sampler.sample() for group, sampler in samplers.items() if sampler.count}
 
 
 class _Sampler:
     """Observes the input of a group of layers."""
 
-    def __init__(self, graph: FloatGraph, group: Group, batches: int) -> None:
-        self.moments = Moments(layer_of(graph, group.parameters[0]))
+    def __init__(self, graph: FloatGraph, group: Group, batches: int, moments: bool, enough: int | None) -> None:
+        self.parameter, self.batches, self.enough = group.parameters[0], batches, enough
+        self.moments = Moments(layer_of(graph, self.parameter)) if moments else None
         self.generator = torch.Generator().manual_seed(_SEED)
-        self.at_once = -(-_MOST_ROWS // batches)
+        self.at_once = 0
         self.lows: list[Tensor] = []
         self.highs: list[Tensor] = []
         self.rows: list[Tensor] = []
-        self.total = torch.zeros(())
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def __call__(self, values: Tensor) -> Tensor:
         rows = values.reshape(-1, values.shape[-1])
-        self.moments.add(rows)
+        if not self.rows:
+            batches = self.batches if self.enough is None else min(self.batches, -(-self.enough // len(rows)))
+            self.at_once = -(-_MOST_ROWS // batches)
+        if self.moments:
+            self.moments.add(rows)
         self.lows.append(rows.amin(0))
         self.highs.append(rows.amax(0))
+        self.count += len(rows)
         self.total = self.total + rows.sum(0)
+        self.squares = self.squares + torch.linalg.vecdot(rows, rows, dim=0)
         self.rows.append(rows[torch.randperm(len(rows), generator=self.generator)[: self.at_once]])
         return values
 
     def sample(self) -> InputSample:
+        if not torch.isfinite(self.squares).all():
+            raise ValueError(
+                f"calibration saw NaN or infinity at the input of {self.parameter!r}: check the calibration data."
+            )
         low, high = torch.stack(self.lows).amin(0), torch.stack(self.highs).amax(0)
-        return InputSample(low, high, self.total / self.moments.count, torch.cat(self.rows), self.moments)
+        mean, energy = self.total / self.count, self.squares / self.count
+        return InputSample(low, high, mean, energy, torch.cat(self.rows), self.moments)
 
 
 def _union(groups: Sequence[Group]) -> Group:

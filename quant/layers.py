@@ -140,16 +140,18 @@ class Moments:
             ValueError: a value is NaN or infinite; the sentence names the layer.
         """
         rows = self.layer.rows(inputs)
-        gram = self.gram + rows.mT @ rows
-        if not torch.isfinite(gram).all():
+        if original is not None and self.cross is self.gram:
+            self.cross = self.gram.clone()
+        if self.cross is not self.gram:
+            originals = rows if original is None else self.layer.rows(original)
+            self.cross.baddbmm_(originals.mT, rows)
+        self.gram.baddbmm_(rows.mT, rows)
+        self.count += rows.shape[1]
+        # A value that is not finite makes the square of its own column so.
+        if not torch.isfinite(torch.diagonal(self.gram, dim1=-2, dim2=-1)).all():
             raise ValueError(
                 f"calibration saw NaN or infinity at the input of {self.layer.parameter!r}: check the calibration data."
             )
-        same = original is None and self.cross is self.gram
-        originals = rows if original is None else self.layer.rows(original)
-        self.cross = gram if same else self.cross + originals.mT @ rows
-        self.gram = gram
-        self.count += rows.shape[1]
 
 
 def _planar(sizes: int | tuple[int, ...], missing: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ A file starts with literal constants that are read without importing it:
     PACKAGES  importable module -> command that installs it
     VARIANTS  method word of its case -> {"bits": its word, "family": weight_only unless stated, and settings of the
               file's own}
+    DISTRIBUTION  what pip calls the library, where it is not the file's name
 
 and holds ``prepare(subject)``, which imports and converts, and returns the work to be timed; that returns what it made
 as a function from the model's inputs to its first output. It is called in a process of its own, ``benchmarks.child``.

@@ -80,7 +80,14 @@ class Reconstruction:
         self.inputs = tuple(outside)
         whole = Graph(self.inputs, nodes, (nodes[-1].name,), ({},) * len(self.inputs), source.shapes)
         names = {item.name for item in taken if isinstance(item, Parameter)}
-        self.module = build_module(whole, {name: graph.parameters[name].clone() for name in names})
+        # Weights that are trained are only stood in for.
+        self.module = build_module(
+            whole,
+            {
+                name: graph.parameters[name] if name in block.weights else graph.parameters[name].clone()
+                for name in names
+            },
+        )
         arriving = (tuple(values[name] for name in self.inputs) for values in block.inputs)
         self.data = list(zip(arriving, block.targets, strict=True))
         self.energy = float(torch.stack([target.square().sum() for _, target in self.data]).sum()) or 1.0
@@ -101,7 +108,7 @@ class Reconstruction:
 
     def _trained(self) -> dict[str, QuantizedTensor]:
         softs = {name: SoftRounding(self.originals[name], weight) for name, weight in self.block.weights.items()}
-        optimizer = torch.optim.Adam([soft.v for soft in softs.values()], LEARNING_RATE)
+        optimizer = torch.optim.Adam([soft.v for soft in softs.values()], LEARNING_RATE, fused=True)
         scale = PENALTY * max(self.error(self.block.weights), 1e-8)
         count = sum(soft.v.numel() for soft in softs.values())
         generator = torch.Generator().manual_seed(0)
@@ -137,25 +144,67 @@ class SoftRounding:
         zero = 0.0 if start.zero_point is None else expand(start.zero_point.float(), start.block, shape)
         codes = start.codes.float()
         below = codes - (original / self.scale + zero < codes).float()
-        self.lower = below.clamp(format.lowest, format.highest - 1)
-        self.zero = zero
+        lower = below.clamp_(format.lowest, format.highest - 1)
         low, high = STRETCH
-        share = torch.where(codes > self.lower, START, 1 - START)
-        self.v = nn.Parameter(torch.logit((share - low) / (high - low)))
-
-    def share(self) -> Tensor:
-        """Return h(v): how much of the step from the lower to the upper neighbour is taken, in [0, 1]."""
-        low, high = STRETCH
-        return (torch.sigmoid(self.v) * (high - low) + low).clamp(0, 1)
+        share = torch.where(codes > lower, START, 1 - START)
+        self.v = nn.Parameter(share.sub_(low).div_(high - low).logit_())
+        self.lower = lower.to(start.codes.dtype)
+        self.steps = lower.sub_(zero)
 
     def dequantize(self) -> Tensor:
-        return (self.lower + self.share() - self.zero) * self.scale
+        """Return the values that the weight has while its codes are undecided."""
+        return _Between.apply(self.v, self.steps, self.scale)
 
     def penalty(self, sharpness: float) -> Tensor:
         """Return the sum over codes of ``1 - |2 h - 1| ** sharpness``, zero where every h is 0 or 1."""
-        return (1 - (2 * self.share() - 1).abs().pow(sharpness)).sum()
+        return _Undecided.apply(self.v, sharpness)
 
     def hardened(self) -> QuantizedTensor:
         start = self.start
-        codes = (self.lower + (self.share() >= 0.5)).detach().to(start.codes.dtype)
+        codes = self.lower + (_share(self.v.detach()) >= 0.5).to(self.lower.dtype)
         return QuantizedTensor(codes, start.scale, start.zero_point, None, start.block, start.format)
+
+
+class _Between(torch.autograd.Function):
+    """``(steps + h(v)) * scale``; like all here it keeps v alone for its gradient, and computes the rest again."""
+
+    @staticmethod
+    def forward(context, v: Tensor, steps: Tensor, scale: Tensor) -> Tensor:
+        context.save_for_backward(v, scale)
+        return _share(v).add_(steps).mul_(scale)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        v, scale = context.saved_tensors
+        return _slope(_share(v)).mul_(scale).mul_(gradient), None, None
+
+
+class _Undecided(torch.autograd.Function):
+    """The sum of ``1 - |2 h(v) - 1| ** sharpness``."""
+
+    @staticmethod
+    def forward(context, v: Tensor, sharpness: float) -> Tensor:
+        context.save_for_backward(v)
+        context.sharpness = sharpness
+        return v.numel() - _share(v).mul_(2).sub_(1).abs_().pow_(sharpness).sum()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        (v,) = context.saved_tensors
+        share, sharpness = _share(v), context.sharpness
+        side = 2 * share - 1
+        towards = side.abs().pow_(sharpness - 1).copysign_(side).mul_(-2 * sharpness)
+        return towards.mul_(_slope(share)).mul_(gradient), None
+
+
+def _share(v: Tensor) -> Tensor:
+    """Return h(v), a new tensor: how much of the step from the lower to the upper neighbour is taken, in [0, 1]."""
+    low, high = STRETCH
+    return torch.sigmoid(v).mul_(high - low).add_(low).clamp_(0, 1)
+
+
+def _slope(share: Tensor) -> Tensor:
+    """Return h'(v) where h(v) is ``share``: zero where that is clipped."""
+    low, high = STRETCH
+    inside = (share > 0) & (share < 1)
+    return ((share - low) * (high - share)).div_(high - low).mul_(inside)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quant.calibrate import Batch
+from quant.calibrate import Batch, first_samples
 from quant.graph import FloatGraph, QuantizedModel
 from quant.layers import Layer, Moments, weight_formats
 from quant.methods.mse import search
@@ -28,7 +28,8 @@ METHODS = {
         "bits": ("int8", "int6", "int5", "int4", "int3", "int2"),
         "core": ("int4",),
         "calibrates": True,
-    }
+    },
+    "gptq_quick": {"family": "weight_only", "bits": ("int4",), "calibrates": True, "settings": {"samples": 32}},
 }
 
 DAMPING = 0.1
@@ -39,8 +40,12 @@ _BLOCK = 128
 _INNER_BLOCK = 16
 
 
-def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:
+def quantize(
+    graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (), samples: int | None = None
+) -> QuantizedModel:
     """Return all quantizable weights rounded with their errors compensated on the calibration data.
+
+    Time and memory are nearly proportional to the number of samples: ``samples`` takes so many alone, the first.
 
     An embedding is rounded in scales of least squared error: its rows are looked up one at a time, so no other weight
     could make good an error. The same holds for a layer that calibration never reaches. Where a linear layer has the
@@ -51,7 +56,8 @@ def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (
     def solve(layer: Layer, weight: Tensor, moments: Moments | None) -> QuantizedTensor:
         return solve_layer(layer, weight, moments, *formats[layer.parameter])
 
-    return QuantizedModel(graph, scheme, quantize_sequentially(graph, list(formats), calibration, solve))
+    batches = calibration if samples is None else first_samples(calibration, samples)
+    return QuantizedModel(graph, scheme, quantize_sequentially(graph, list(formats), batches, solve))
 
 
 def solve_layer(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.calibrate import Batch, observe_ranges
+from quant.calibrate import Batch, Extremes, require_finite
 from quant.channels import Group, InputSample, linear_groups, sample_inputs
 from quant.folding import Scaled, choose_scale, scale_inputs
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
@@ -53,13 +53,16 @@ def quantize(
     quantization costs the output most.
     """
     formats = _formats(graph, scheme)
-    samples = sample_inputs(graph, linear_groups(graph, formats), calibration)
+    groups = linear_groups(graph, formats)
+    others = _other_edges(graph, formats, groups) if scheme.family == "static" else {}
+    extremes = {value: Extremes() for value in others.values()}
+    observers = {edge[1:]: extremes[value] for edge, value in others.items()}
+    samples = sample_inputs(graph, groups, calibration, moments=True, others=observers)
     scales = _search(graph, scheme, formats, samples)
     scaled = scale_inputs(graph, scales)
     weights = _weights(scaled.graph, formats, samples, scales)
     activations = _activations(scheme, scaled, samples, scales)
-    if scheme.family == "static":
-        activations |= _other_activations(graph, scheme, weights, activations, calibration)
+    activations |= _other_activations(scheme, others, extremes)
     recipe, restored = {}, {}
     if left_float:
         whole = QuantizedModel(scaled.graph, scheme, weights, {}, activations)
@@ -184,15 +187,19 @@ def _activations(
     return found
 
 
-def _other_activations(
-    graph: FloatGraph, scheme: Scheme, weights: Collection[str], known: Collection[Edge], batches: Sequence[Batch]
-) -> dict[Edge, ActivationQuantizer]:
-    """Return quantizers for what else ``static`` quantizes in ``forward``: inputs of convolutions, sums, poolings."""
+def _other_edges(graph: FloatGraph, weights: Collection[str], groups: Sequence[Group]) -> dict[Edge, str]:
+    """Return what else ``static`` quantizes in ``forward``: inputs of convolutions, sums and poolings, by edge."""
+    known = {edge for group in groups for edge in group.edges}
     edges = [edge for edge in quantized_edges(graph, weights) if edge[0] == "forward" and edge not in known]
-    values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
-    ranges = observe_ranges(graph, sorted(set(values.values())), batches) if edges else {}
+    return {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
+
+
+def _other_activations(
+    scheme: Scheme, others: dict[Edge, str], extremes: dict[str, Extremes]
+) -> dict[Edge, ActivationQuantizer]:
     quantizers = {}
-    for value, extremes in ranges.items():
-        scale, zero_point = scale_and_zero_point(*map(torch.tensor, extremes), scheme.activations)
+    for value, seen in extremes.items():
+        require_finite(value, seen)
+        scale, zero_point = scale_and_zero_point(seen.low[0], seen.high[0], scheme.activations)
         quantizers[value] = ActivationQuantizer("static", scheme.activations, scale, zero_point)
-    return {edge: quantizers[value] for edge, value in values.items()}
+    return {edge: quantizers[value] for edge, value in others.items()}

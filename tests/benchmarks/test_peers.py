@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.cost import Cost
 from benchmarks.costing import CostMeasurement, answer_to
@@ -15,6 +16,7 @@ from benchmarks.peers import peer_cases
 from benchmarks.trials import Trial, Trials
 from benchmarks.workshop import Settings, Workshop
 from fixtures.cache import Cache
+from fixtures.zoo.minilm import MiniLM
 from quant.methods import methods
 from reports.record import validate
 
@@ -169,6 +171,31 @@ def test_the_cost_of_a_quantizer_is_a_valid_record(workshop, jobs):
         "cached": False,
     }
     assert [job.linear_only for job in jobs] == [False, False]  # the second is not answered from the cache
+
+
+def test_a_library_may_go_by_another_name_with_pip(workshop, jobs):
+    case = replace(next(case for case in PEERS if case.method == "lm_gptq"), model="digits")
+    constants = {**case.library.constants, "DISTRIBUTION": "torch"}
+    measurement = CostMeasurement(
+        replace(case, library=replace(case.library, constants=constants)), "peer", workshop, Benchmark()
+    )
+    measurement.compare(Trials(workshop))
+    assert measurement.record()["peer"]["library"] == f"torch {torch.__version__}"
+
+
+def test_the_encoder_of_apples_framework_is_minilm():
+    pytest.importorskip("mlx")
+    from benchmarks.peers._encoder import MASKED, Encoder, mx
+
+    torch.manual_seed(0)
+    module = MiniLM(layers=2).eval()
+    ids, mask = torch.randint(0, 30522, (3, 9)), torch.ones(3, 9, dtype=torch.int64)
+    mask[1, 4:] = 0
+    with torch.no_grad():
+        expected = module(ids, mask).numpy()
+        encoder = Encoder(module.state_dict())
+    found = np.array(encoder(mx.array(torch.where(mask > 0, ids, MASKED).numpy(), mx.int32)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class BrokenChild:

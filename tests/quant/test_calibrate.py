@@ -7,7 +7,16 @@ from torch import nn
 
 import quant
 from quant import calibrate
-from quant.calibrate import CALIBRATORS, Histogram, entropy_range, mse_range, observe_ranges, percentile_range, range_of
+from quant.calibrate import (
+    CALIBRATORS,
+    Histogram,
+    entropy_range,
+    first_samples,
+    mse_range,
+    observe_ranges,
+    percentile_range,
+    range_of,
+)
 from quant.scheme import NumberFormat
 
 ACTIVATION = NumberFormat(8, symmetric=False, granularity="tensor", scale_dtype="float32")
@@ -199,3 +208,11 @@ def test_a_clip_keeps_an_outlier_from_taking_the_codes():
     values[0] = 50.0
     for calibrator in ("percentile", "mse", "entropy"):
         assert range_of(values, calibrator, FOUR_BITS)[1].item() < 25
+
+
+def test_the_first_samples_are_taken_across_batches():
+    batches = [(np.arange(6).reshape(3, 2), np.arange(3)), (np.arange(6, 10).reshape(2, 2), np.arange(3, 5))]
+    for count, wanted in ((2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])):
+        found = first_samples(batches, count)
+        assert torch.cat([rows for _, rows in found]).tolist() == wanted
+        assert torch.cat([pairs for pairs, _ in found])[:, 0].tolist() == [2 * row for row in wanted]

@@ -50,7 +50,7 @@ def test_weights_that_are_not_linear_alone_have_no_group(residual_graph, tied_gr
 def test_samples_hold_extremes_mean_and_moments_of_all_rows(reused_graph):
     (group,) = linear_groups(reused_graph, reused_graph.quantizable())
     batches = [(torch.randn(40, 4, 6),), (torch.randn(300, 4, 6),)]
-    sample = sample_inputs(reused_graph, [group], batches)[group]
+    sample = sample_inputs(reused_graph, [group], batches, moments=True)[group]
     first = nn.Linear(6, 6)
     first.load_state_dict({name: reused_graph.parameters[f"first.{name}"] for name in ("weight", "bias")})
     values = torch.cat([batch.reshape(-1, 6) for (batch,) in batches])
@@ -81,3 +81,14 @@ def test_no_data_and_bad_data_are_one_sentence(reused_graph):
         sample_inputs(reused_graph, groups, [])
     with pytest.raises(ValueError, match=r"NaN or infinity at the input of 'first\.weight'"):
         sample_inputs(reused_graph, groups, [(torch.full((2, 4, 6), float("nan")),)])
+
+
+def test_enough_rows_end_the_calibration(reused_graph):
+    (group,) = linear_groups(reused_graph, reused_graph.quantizable())
+    batches = [(torch.randn(40, 4, 6),) for _ in range(6)]
+    some = sample_inputs(reused_graph, [group], batches, enough=500)[group]  # 320 rows in each batch, of two values
+    two, all_of_them = (sample_inputs(reused_graph, [group], part)[group] for part in (batches[:2], batches))
+    assert torch.equal(some.energy, two.energy)
+    assert not torch.equal(some.energy, all_of_them.energy)
+    assert some.moments is None
+    assert len(some.rows) >= 400

@@ -92,6 +92,26 @@ def test_the_penalty_is_zero_only_where_every_code_is_decided():
         assert soft.penalty(2.0).item() == pytest.approx(weight.numel())
 
 
+def test_gradients_are_those_of_what_is_computed():
+    """Against autograd on the formulas, from far on one side of the clipped sigmoid to far on the other."""
+    torch.manual_seed(0)
+    weight, format = torch.randn(4, 32), parse("int4").linear
+    start = quantize(weight, format, (1, 32))
+    soft, towards = SoftRounding(weight, start), torch.randn(4, 32)
+    with torch.no_grad():
+        soft.v.copy_(torch.linspace(-4, 4, 128).reshape(4, 32))
+    v = soft.v.detach().double().requires_grad_()
+    share = (torch.sigmoid(v) * 1.2 - 0.1).clamp(0, 1)
+    zero = start.zero_point.double().expand(4, 32)
+    values = (soft.lower.double() + share - zero) * start.scale.double()
+    penalty = (1 - (2 * share - 1).abs().pow(5.0)).sum()
+    (values * towards).sum().add(penalty).backward()
+    (soft.dequantize() * towards).sum().add(soft.penalty(5.0)).backward()
+    torch.testing.assert_close(soft.dequantize().double(), values, rtol=1e-5, atol=1e-6)
+    assert soft.penalty(5.0).item() == pytest.approx(penalty.item(), rel=1e-5)
+    torch.testing.assert_close(soft.v.grad.double(), v.grad, rtol=1e-4, atol=1e-5)
+
+
 class Heads(nn.Module):
     """Sizes of the batch, computed in one block and used in the next, and a value that has no batch."""
 

@@ -163,3 +163,16 @@ def test_a_head_that_is_the_embedding_is_fitted_to_its_inputs(tied_module, tied_
 def captured(module):
     torch.manual_seed(0)
     return quant.capture(module.eval(), (torch.randint(0, 40, (2, 7)),), ({0: "batch", 1: "sequence"},))
+
+
+def test_the_quick_variant_is_the_whole_one_of_its_samples():
+    torch.manual_seed(7)
+    module = nn.Sequential(nn.Linear(32, 24)).eval()
+    graph = quant.capture(module, (torch.randn(2, 32),))
+    values = torch.randn(100, 32) * torch.linspace(0.1, 3, 32)
+    quick = quant.quantize(graph, "gptq_quick", "int4", [(values[:20],), (values[20:],)]).weights["0.weight"].codes
+    some, whole = (
+        quant.quantize(graph, "gptq", "int4", [(part,)]).weights["0.weight"] for part in (values[:32], values)
+    )
+    assert torch.equal(quick, some.codes)
+    assert not torch.equal(quick, whole.codes)
