@@ -2,19 +2,20 @@
 # make test    set up what is missing, run every test, lint, and a small benchmark whose records are validated
 # make ci-bench  judge accuracy on every core, then time in one process, and save the run as SAVE (ci)
 #              BASE=main LIMITS="accuracy:1pp speed:10%" compares it with the save called main, and fails beyond a limit
+# make gate-check  test the gate itself, for half an hour on a quiet machine, and write its rates into the README
 # make readme  measure again what the README shows
 # TORCH_INDEX=URL installs PyTorch from another index, such as its CPU wheels on a Linux machine without a GPU.
 
 SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-K ?= int4 and (rtn or gptq or native) and not quick
+K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 
 SAVE ?= ci
 LIMITS ?= accuracy:1pp
 GATE := $(if $(BASE),--benchmark-compare=$(BASE) $(LIMITS:%=--metric-compare-fail=%))
 
-.PHONY: bench ci-bench test lint readme clean
+.PHONY: bench ci-bench gate-check test lint readme clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.bench
@@ -24,6 +25,10 @@ bench: $(VENV)/.bench
 ci-bench: $(VENV)/.bench
 	@$(RUN) pytest benchmarks -k "$(K)" -n auto --benchmark-disable
 	@$(RUN) pytest benchmarks -k "$(K)" -n 0 --benchmark-save=$(SAVE) $(GATE)
+
+gate-check: $(VENV)/.bench
+	$(RUN) pytest benchmarks -m gate --benchmark-json=build/gate.json
+	$(RUN) reports reliability build/gate.json --into README.md
 
 test: $(VENV)/.test lint
 	$(RUN) pytest tests -q -n 2

@@ -25,7 +25,7 @@ class Outcomes:
     before, after  to the model's own metric, of float and of the case; None where there are no labels
     error          squared distance of the outputs from float's, over the squared norm of float's
     cosine         of the outputs with float's
-    agreement      whether the best class is float's; a share where a sample has several answers
+    agreement      whether the best class is float's, a share where a sample has several answers; None without classes
     divergence     KL(float || case) of the class probabilities, in nats; None where scores are no probabilities
     """
 
@@ -33,7 +33,7 @@ class Outcomes:
     after: Contributions | None
     error: Contributions
     cosine: Contributions
-    agreement: Contributions
+    agreement: Contributions | None
     divergence: Contributions | None
 
     def __len__(self) -> int:
@@ -56,9 +56,12 @@ def outcomes(
     if own is None:
         samples = samples.first(len(outputs))
         own = tuple(contributions(model, reference, values, samples) for values in (baseline, outputs))
+    error, cosine = _error(baseline, outputs), _cosine(baseline, outputs)
+    if model.scores is None:
+        return Outcomes(*own, error, cosine, None, None)
     before, after = (model.scores(values, reference) for values in (baseline, outputs))
     divergence = Contributions(_divergence(before, after)) if model.logits else None
-    return Outcomes(*own, _error(baseline, outputs), _cosine(baseline, outputs), _agreement(before, after), divergence)
+    return Outcomes(*own, error, cosine, _agreement(before, after), divergence)
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
@@ -109,14 +112,16 @@ def fidelity(outcomes: Outcomes) -> dict[str, object]:
         "error": error,
         "sqnr_db": -20 * np.log10(error) if error > 0 else None,
         "cosine": outcomes.cosine.value(),
-        "agreement": outcomes.agreement.value(),
+        "agreement": outcomes.agreement.value() if outcomes.agreement else None,
         "kl": max(0.0, divergence.value()) if divergence else None,
         "n": len(outcomes.error),
     }
     reasons = []
     if section["sqnr_db"] is None:
         reasons.append("the outputs equal float's, so the ratio is infinite")
-    if section["kl"] is None:
+    if outcomes.agreement is None:
+        reasons.append("the outputs are no classes")
+    elif section["kl"] is None:
         reasons.append("the scores are no probabilities")
     return {**section, "reason": "; ".join(reasons)} if reasons else section
 

@@ -16,6 +16,7 @@ from quant.scheme import FLOAT_WORDS, Scheme, parse
 _ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
 _LAYERS = Path(__file__).parent / "layers"
 _QUANTIZERS_BACKEND = "torch"
+_ADDED: dict[str, Entry] = {}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,21 @@ class Unsupported:
 
 
 def models() -> dict[str, Entry]:
-    """Return the models of the zoo by name, without importing any."""
-    return scan(_ZOO, "fixtures.zoo")
+    """Return the models of the zoo by name, without importing any, and those that were added."""
+    return {**scan(_ZOO, "fixtures.zoo"), **_ADDED}
+
+
+def add_model(entry: Entry) -> None:
+    """Add a model that is not of the zoo to the matrix.
+
+    Raises:
+        ValueError: the zoo has one of that name.
+    """
+    if entry.name in scan(_ZOO, "fixtures.zoo"):
+        raise ValueError(f"{entry.path}: there is a model {entry.name} already; rename the file.")
+    _ADDED[entry.name] = entry
+    matrix.cache_clear()
+    quantizers.cache_clear()
 
 
 def layers() -> dict[str, Entry]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fixtures.cache import Cache
     from fixtures.model import Samples
 
-pytest_plugins = ("benchmarks.saving", "benchmarks.gating", "benchmarks.distribution")
+pytest_plugins = ("benchmarks.saving", "benchmarks.gating", "benchmarks.distribution", "benchmarks.own")
 
 _CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
     "inference": lambda: matrix()[0],

@@ -20,8 +20,9 @@ from benchmarks.answers import Answers
 from benchmarks.footprint import Footprint
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
-from fixtures.cache import Cache, Entry, source_digest
+from fixtures.cache import Cache, Entry, digest_of, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
+from fixtures.own_files import OwnEntry
 from quant.backends import Executable, Target
 from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
@@ -281,20 +282,27 @@ class Workshop:
     def _prepare(self, name: str) -> Prepared:
         self._progress(f"loading {name}")
         model = self.model(name)
-        module = model.build()
-        key = {
-            "weights": _state_digest(module),
-            "source": source_digest(model_entry(name).module, "quant.tracing", "quant.storage"),
-            "torch": torch.__version__,
-        }
+        module, entry = model.build(), model_entry(name)
 
-        def build(folder: Path) -> None:
+        def captured() -> FloatGraph:
             self._progress(f"exporting {name} with torch.export")
             examples = tuple(torch.from_numpy(array[:2].copy()) for array in model.calibration().inputs)
-            save_graph(capture(module, examples, model.dynamic_axes), folder)
+            return capture(module, examples, model.dynamic_axes)
 
-        entry = self.cache.entry("graphs", key, build)
-        return Prepared(model, load_graph(entry.path), entry)
+        key = {"weights": _state_digest(module), "torch": torch.__version__}
+        if isinstance(entry, OwnEntry):
+            # What a user's file imports is not known, so what it computes is the key, found anew by every run.
+            graph = captured()
+            key |= {"graph": digest_of({"graphs": repr(graph.graphs)}), "source": source_digest("quant.storage")}
+        else:
+            graph, modules = None, (entry.module, "quant.tracing", "quant.storage")
+            key |= {"source": source_digest(*modules)}
+
+        def build(folder: Path) -> None:
+            save_graph(graph or captured(), folder)
+
+        made = self.cache.entry("graphs", key, build)
+        return Prepared(model, load_graph(made.path), made)
 
     def _template(self, case: Case) -> Entry:
         prepared, target = self.prepare(case.model), case.target

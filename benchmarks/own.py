@@ -1,0 +1,51 @@
+"""The pytest plugin of ``--model``: models of the user's own in the matrix, and a run of the named models alone."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import matrix
+from benchmarks.outcomes import is_case
+from fixtures.model import DataError
+
+_NAMES = pytest.StashKey[set[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("quantization data").addoption(
+        "--model",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="benchmark a model of your own, from a file that `python -m fixtures new FILE` starts, or one of the zoo "
+        "by its name; repeatable, and no other model runs",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_NAMES] = {_added(text) for text in config.option.model}
+
+
+def _added(text: str) -> str:
+    """Return the name of a model, added to the matrix if it is the user's own."""
+    if text in matrix.models():
+        return text
+    from fixtures.own_files import installed, read  # imports torch, before which threads must be pinned
+
+    try:
+        entry = read((installed(text) or Path(text)).resolve())
+        matrix.add_model(entry)
+    except (DataError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+    return entry.name
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    names = config.stash[_NAMES]
+    if not names:
+        return
+    dropped = {item for item in items if is_case(item) and item.callspec.params["case"].model not in names}
+    if dropped:
+        config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+        items[:] = [item for item in items if item not in dropped]
