@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import matrix
 from benchmarks.outcomes import is_case
-from fixtures.model import DataError
 
 _NAMES = pytest.StashKey[set[str]]()
 
@@ -30,7 +29,9 @@ def _added(text: str) -> str:
     """Return the name of a model, added to the matrix if it is the user's own."""
     if text in matrix.models():
         return text
-    from fixtures.own_files import installed, read  # imports torch, before which threads must be pinned
+    # These import numpy and torch, before which threads must be pinned.
+    from fixtures.model import DataError
+    from fixtures.own_files import installed, read
 
     try:
         entry = read((installed(text) or Path(text)).resolve())

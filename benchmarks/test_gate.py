@@ -1,19 +1,14 @@
 """The gate's own test: what it calls a loss where there is none, and what it misses. It runs only by ``-m gate``.
 
-Limits, cases and the least effect that must be seen are fixed here, before any run.
+Limits, cases and the least effect that must be seen are fixed here, before any run. What computes is imported by the
+tests, so that listing them imports no runtime.
 """
 
 from itertools import combinations
 
-import numpy as np
 import pytest
 
 from benchmarks.matrix import Case
-from benchmarks.reliability import sessions
-from benchmarks.reliability.campaigns import Rate, detections, false_alarms, refusals
-from benchmarks.reliability.faults import FAULTS
-from benchmarks.reliability.populations import comparison, mislabelled
-from benchmarks.reliability.subjects import Subject
 
 pytestmark = pytest.mark.gate
 
@@ -47,6 +42,8 @@ BROKEN = {
 @pytest.fixture(scope="module")
 def draws(workshop):
     """Outcomes of each calibrated case from several independent draws of half its calibration data."""
+    from benchmarks.reliability.subjects import Subject
+
     subjects = [Subject(workshop, case) for case in CALIBRATED]
     return [(subject, [subject.outcomes(subject.quantized(seed)) for seed in range(SEEDS)]) for subject in subjects]
 
@@ -57,6 +54,11 @@ def test_runs_without_a_loss_pass(draws, loss, publish):
 
     A loss of half the limit, on top, is a true one that the limit allows: it may seldom be called.
     """
+    import numpy as np
+
+    from benchmarks.reliability.campaigns import false_alarms
+    from benchmarks.reliability.populations import comparison
+
     random = np.random.default_rng(0)
     limits = LIMITS if not loss else LIMITS[:1]
 
@@ -72,8 +74,11 @@ def test_runs_without_a_loss_pass(draws, loss, publish):
     assert rate.high <= LARGEST_FALSE_ALARM_RATE
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", BROKEN)
 def test_a_planted_fault_is_caught(fault, workshop, publish):
+    from benchmarks.reliability.faults import FAULTS
+    from benchmarks.reliability.subjects import Subject
+
     subject = Subject(workshop, BROKEN[fault])
     sound = subject.quantized()
     population = subject.population(subject.outcomes(sound), subject.outcomes(FAULTS[fault](sound)))
@@ -83,6 +88,8 @@ def test_a_planted_fault_is_caught(fault, workshop, publish):
 
 def test_corrupted_labels_are_caught(draws, publish):
     """Labels that changed behind an unchanged digest look like a loss of the model, float's own included."""
+    from benchmarks.reliability.populations import mislabelled
+
     subject, outcomes = draws[0]
     population = mislabelled(subject.population(outcomes[0], outcomes[0]), share=0.05)
     losses = {"accuracy": population.true_loss("accuracy")}
@@ -90,6 +97,11 @@ def test_corrupted_labels_are_caught(draws, publish):
 
 
 def _must_be_caught(name, population, losses, publish):
+    import numpy as np
+
+    from benchmarks.reliability.campaigns import detections
+    from benchmarks.reliability.populations import comparison
+
     random = np.random.default_rng(1)
     drawn = (comparison([population], random) for _ in range(DETECTIONS))
     rate = publish(detections(name, drawn, LIMITS), limits=LIMITS, case=str(population.case), losses=losses)
@@ -99,6 +111,9 @@ def _must_be_caught(name, population, losses, publish):
 
 def test_an_edited_method_is_caught_with_a_warm_cache(tmp_path, publish):
     """The cache answers for the code it was filled by: a method edited on disk is run again, and judged."""
+    from benchmarks.reliability import sessions
+    from benchmarks.reliability.campaigns import detections
+
     before, after = sessions.edited_method(tmp_path)
     rate = publish(detections("caught: a method edited on disk", [(before, after)], ["error:10%"]))
     assert rate.hits == 1
@@ -106,6 +121,9 @@ def test_an_edited_method_is_caught_with_a_warm_cache(tmp_path, publish):
 
 def test_repeated_runs_have_the_same_speed(tmp_path, publish):
     """Whole runs, each in a process of its own, compared in pairs; every case of a pair is a comparison."""
+    from benchmarks.reliability import sessions
+    from benchmarks.reliability.campaigns import refusals
+
     runs = sessions.repeated(tmp_path, sessions.PAIRS * 2)
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
     alarms = publish(sessions.case_alarms("false alarms: speed", pairs, SPEED_LIMIT), limits=[SPEED_LIMIT])
@@ -116,10 +134,13 @@ def test_repeated_runs_have_the_same_speed(tmp_path, publish):
 
 
 def test_a_slower_kernel_is_caught(workshop, publish):
+    from benchmarks.reliability import sessions
+    from benchmarks.reliability.campaigns import detections
+
     case = Case("minilm", "dynamic", "int8", "onnxruntime")
     pairs = sessions.slowed(workshop, case, by=0.1, repeats=40)
     judged = [pair for pair in pairs if not any(run.records[0]["speed"]["refused"] for run in pair)]
     assert len(judged) >= (1 - LARGEST_REFUSAL_RATE) * len(pairs)
     name = "caught: kernel 10 % slower"
-    rate: Rate = publish(detections(name, judged, [SPEED_LIMIT]), limits=[SPEED_LIMIT], case=str(case))
+    rate = publish(detections(name, judged, [SPEED_LIMIT]), limits=[SPEED_LIMIT], case=str(case))
     assert rate.hits / rate.trials >= LEAST_DETECTION_RATE
