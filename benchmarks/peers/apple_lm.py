@@ -1,10 +1,9 @@
-"""Apple's mlx-lm: rounding to nearest, GPTQ, and AWQ of the linear layers, with its own defaults.
+"""Apple's mlx-lm: rounding to nearest and GPTQ of the linear layers, with its own defaults.
 
-It takes modules of MLX alone, so the encoder is written as one. Its AWQ is told by a configuration for each
-architecture which operator takes up the scale of which layer; of an encoder with norms after its residual sums only the
-scale between value and output folds so, and all layers but query and key are clipped. Two of its quantizers have no
-case. DWQ trains scales on the logits of a language model, one distribution for each next token, and an encoder has
-none; the mixed bits of ``dynamic_quant`` are chosen by the same divergence, and are not one number for all layers.
+It takes modules of MLX alone, so the encoder is written as one. Three of its quantizers have no case. The search of its
+AWQ did not end within 25 minutes on a processor's one core. DWQ trains scales on the logits of a language model, one
+distribution for each next token, and an encoder has none; the mixed bits of ``dynamic_quant`` are chosen by the same
+divergence, and are not one number for all layers.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import torch
 from benchmarks.child import Outputs, Subject, with_parameters
 from benchmarks.peers._encoder import MASKED, Encoder, mx, nn
 
-from mlx_lm.quant.awq import AWQConfig, ScaleConfig, awq_quantize  # isort: skip
 from mlx_lm.quant.gptq import gptq_quantize  # isort: skip
 from mlx_lm.utils import quantize_model  # isort: skip
 
@@ -24,20 +22,12 @@ DISTRIBUTION = "mlx-lm"
 VARIANTS = {
     "lm_rtn": {"bits": "int4_g128", "quantizer": "_round"},
     "lm_gptq": {"bits": "int4_g128", "quantizer": "_compensate"},
-    "lm_awq": {"bits": "int4_g128", "quantizer": "_scale_and_clip"},
 }
-
-_AWQ = AWQConfig(
-    embed="embeddings",
-    lm_head="none",
-    no_clip=["query", "key"],
-    scale_configs=[ScaleConfig(prev="attention.value", layers=["attention.output"])],
-)
 
 
 def prepare(subject: Subject) -> Callable[[], Outputs]:
     quantizer = globals()[VARIANTS[subject.job.method]["quantizer"]]
-    encoder, format = _Encoder(subject.graph.parameters), subject.scheme.linear
+    encoder, format = Encoder(subject.graph.parameters), subject.scheme.linear
     parts = [np.where(mask.numpy(), ids.numpy(), MASKED) for ids, mask in subject.calibration]
     tokens = mx.array(np.concatenate(parts), mx.int32)
     mx.eval(encoder.parameters(), tokens)
@@ -58,26 +48,11 @@ def _compensate(encoder: Encoder, tokens: mx.array, grid: dict[str, int]) -> Non
     gptq_quantize(encoder, tokens, **grid, fallback_bits=grid["bits"], fallback_group_size=grid["group_size"])
 
 
-def _scale_and_clip(encoder: Encoder, tokens: mx.array, grid: dict[str, int]) -> None:
-    whole = np.flatnonzero((np.array(tokens) != MASKED).all(1))
-    awq_quantize(encoder, tokens[mx.array(whole)], _AWQ, **grid)
-
-
-class _Encoder(Encoder):
-    """An encoder as AWQ walks through a language model, which it takes to be one: on texts that fill their length."""
-
-    @property
-    def model(self) -> Encoder:
-        """What holds the embeddings."""
-        return self
-
-
 def _dequantized(encoder: Encoder) -> dict[str, torch.Tensor]:
-    """Return weights and biases of the quantized layers: AWQ changes both."""
+    """Return the weights of the quantized layers."""
     found = {}
     for name, layer in encoder.named_modules():
         if isinstance(layer, nn.QuantizedLinear):
             parts = (layer.weight, layer.scales, layer.biases)
             found[f"{name}.weight"] = mx.dequantize(*parts, layer.group_size, layer.bits)
-            found[f"{name}.bias"] = layer.bias
     return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
