@@ -68,3 +68,14 @@ def test_the_command_prints_markdown(save_run, make_record, capsys):
     assert "| minilm-gptq-int4-onnxruntime |" in shown
     assert "\n- Changes from the first run" in shown
     assert main(["compare", str(one), "none.json"]) == 4
+
+
+def test_more_than_two_runs_stand_side_by_side(save_run, make_record, capsys):
+    names = [
+        str(save_run(f"{chip}.json", make_record(), machine_info={"quant": {"cpu": chip, "threads": 1}}))
+        for chip in ("M1", "M2", "M3")
+    ]
+    assert main(["compare", *names]) == 0
+    assert "C: M3, 1 thread" in capsys.readouterr().out
+    assert main(["compare", *names[:2], "--chips"]) == 0
+    assert "B: M2, 1 thread" in capsys.readouterr().out
