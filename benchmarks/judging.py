@@ -5,7 +5,7 @@ Each measure has one meaning, stated in its function; all compare with the float
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,13 +62,6 @@ def outcomes(
     before, after = (model.scores(values, reference) for values in (baseline, outputs))
     divergence = Contributions(_divergence(before, after)) if model.logits else None
     return Outcomes(*own, error, cosine, _agreement(before, after), divergence)
-
-
-def joined(parts: Sequence[Outcomes]) -> Outcomes:
-    """Return the outcomes of consecutive batches as those of all their samples."""
-    return Outcomes(
-        *(joined_contributions([getattr(part, field.name) for part in parts]) for field in fields(Outcomes))
-    )
 
 
 def accuracy(model: Model, outcomes: Outcomes, samples: Samples) -> dict[str, object]:
