@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=seconds,
         default=2.0,
         metavar="SECONDS",
-        help="how long the interleaved rounds of a case are timed (default: 2)",
+        help="how long the interleaved rounds of a case are timed (default: 2), three times as long where they scatter",
     )
     group.addoption(
         "--case-seconds",

@@ -6,10 +6,12 @@ the caches that the others evicted. The ratio is taken over pairs of neighbourin
 A second handle of the float model, the twin, is timed in the same rounds on the other side of the first. Float against
 float is an A/A comparison: whatever its ratio shows besides one is no property of the variant. Where it differs from
 one by more than ``TOLERATED_NULL``, or other programs leave too few cores, the rounds are taken once more; then the
-ratio and the times are refused, because nobody could tell them from the noise.
+ratio and the times are refused, because nobody could tell them from the noise. Where rounds only scatter, more of them
+are taken: what a case's few rounds cannot tell apart, a gate cannot judge.
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,12 @@ FEWEST_ROUNDS = 12
 MOST_ROUNDS = 1000
 ROUNDS_FOR_P99 = 200
 KEPT_ROUNDS = 300
+WIDE = 0.03
+"""From which relative half-width on the interval of the ratio calls for more rounds."""
+
+MORE_ROUNDS = 2
+"""How many times the rounds are then added."""
+
 TOLERATED_NULL = 0.015
 """How far from one the whole interval of float against float may lie.
 
@@ -124,7 +132,7 @@ def time_paired(benchmark, models: Models, seconds: float, threads: int) -> Pair
 
 
 def compare(models: Models, seconds: float, threads: int, first: Rounds = Interleaver.run) -> PairedTimes:
-    """Time interleaved rounds for about ``seconds``, and once more where they would be refused.
+    """Time interleaved rounds for about ``seconds``, longer where they scatter, once more where they would be refused.
 
     With one more handle of the float model as the variant it is an A/A comparison.
     """
@@ -194,9 +202,16 @@ def _measured(models: Models, rounds: int, threads: int, run: Rounds) -> PairedT
     interleaver = Interleaver(models)
     with _garbage_kept():
         watch = Watch(threads)
-        variant = run(interleaver, rounds)
+        variant = list(run(interleaver, rounds))
+        if _scattered(interleaver.baseline, variant):
+            variant += interleaver.run(MORE_ROUNDS * rounds)
         load = watch.read()
     return PairedTimes(np.array(interleaver.baseline), np.array(variant), np.array(interleaver.twin), load)
+
+
+def _scattered(baseline: Sequence[float], variant: Sequence[float]) -> bool:
+    low, high, _ = speed_ratio(np.array(baseline), np.array(variant)).interval
+    return math.log(high / low) > 2 * WIDE
 
 
 def _seconds(call: Call) -> float:

@@ -50,9 +50,5 @@ def _bound(rate: Rate) -> str:
     return f"≤ {100 * rate['high']:.1f} %"
 
 
-def _limits(rate: Rate) -> str:
-    return " ".join(rate.get("limits") or ())
-
-
 def _losses(rate: Rate) -> str:
     return ", ".join(f"{name} {loss:.3g}" for name, loss in (rate.get("losses") or {}).items())

@@ -68,8 +68,8 @@ def edited_method(folder: Path) -> tuple[Run, Run]:
     return before, _run(copy, folder / "after.json", selected, f"--cache-dir={folder / 'cache'}")
 
 
-def slowed(workshop: Workshop, case: Case, by: float, repeats: int) -> list[tuple[Run, Run]]:
-    """Time a case as it is and with a kernel that takes ``by`` longer, by turns."""
+def slowed(workshop: Workshop, case: Case, by: float, repeats: int, seconds: float) -> list[tuple[Run, Run]]:
+    """Time a case as it is and with a kernel that takes ``by`` longer, by turns, for ``seconds`` each."""
     tables = workshop.quantize(case, workshop.calibration(case.model))
     artifact = workshop.compile(case, tables, workshop.calibration(case.model))
     baseline = workshop.baseline(case)
@@ -77,7 +77,7 @@ def slowed(workshop: Workshop, case: Case, by: float, repeats: int) -> list[tupl
 
     def record(call: timing.Call) -> Record:
         models = timing.Models(call, lambda: baseline.executable(*inputs), lambda: twin(*inputs))
-        times = timing.compare(models, SECONDS_PER_CASE, workshop.settings.threads)
+        times = timing.compare(models, seconds, workshop.settings.threads)
         return _record(case, timing.speed(times))
 
     def sound() -> object:

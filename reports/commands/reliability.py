@@ -1,4 +1,7 @@
-"""Print how far the gate is to be trusted, from a run of `pytest benchmarks -m gate --benchmark-json=RUN.json`."""
+"""Print how far the gate is to be trusted, from `pytest benchmarks -m gate --benchmark-json=RUN.json`.
+
+Its parts may be run apart, by -k, on one machine: give their files in the order in which to show them.
+"""
 
 import argparse
 from pathlib import Path
@@ -7,7 +10,7 @@ HELP = "print the rates of false alarms, refusals and detections of the gate's o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_file", type=Path, metavar="RUN.json")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
     parser.add_argument("--into", type=Path, metavar="FILE", help="write it into FILE between the markers of --section")
     parser.add_argument("--section", default="gate", help="<!-- begin SECTION --> and <!-- end SECTION --> (gate)")
 
@@ -17,8 +20,9 @@ def run(options: argparse.Namespace) -> int:
     from reports.reliability import rates_of, reliability_table
     from reports.runs import read_run
 
-    found = read_run(options.run_file)
-    text = reliability_table(rates_of(options.run_file), "github" if options.into else "simple")
+    found = read_run(options.runs[0])
+    rates = [rate for path in options.runs for rate in rates_of(path)]
+    text = reliability_table(rates, "github" if options.into else "simple")
     if options.into:
         embed(options.into, options.section, f"{text}\n\n{machine_line(found)}")
     else:

@@ -1,5 +1,6 @@
 import gc
 import inspect
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +248,24 @@ def test_a_second_attempt_has_rounds_of_its_own(clock, models, loads, calls):
     assert timing.speed(times)["refused"] is False
 
 
+@pytest.mark.parametrize(("scatter", "times_as_many"), [(0.0, 1), (0.01, 1), (0.5, 3)])
+def test_rounds_that_scatter_are_followed_by_more(clock, models, loads, calls, scatter, times_as_many):
+    """The variant takes so much longer in every second round; each has an untimed call and a timed one."""
+    variant = models.variant
+    lengths = itertools.cycle([0.01, 0.01, 0.01 * (1 + scatter), 0.01 * (1 + scatter)])
+
+    def scattering():
+        variant.seconds = next(lengths)
+        return variant()
+
+    benchmark = FakeBenchmark(clock)
+    times = time_paired(benchmark, models._replace(variant=scattering), seconds=0.0, threads=1)
+    assert len(times.variant) == len(times.baseline) == len(times.twin) == times_as_many * FEWEST_ROUNDS
+    assert "".join(calls[6:]) == "TTAABBBBAATT" * (times_as_many * FEWEST_ROUNDS // 2)
+    assert benchmark.stats.stats.data == list(times.variant)
+    assert len(loads.threads) == 1
+
+
 def test_there_is_no_third_attempt(clock, models, loads):
     loads.ahead = [BUSY]
     times = time_paired(FakeBenchmark(clock), models, seconds=0.0, threads=1)
@@ -270,6 +289,7 @@ def test_pytest_benchmark_itself_pairs_every_round(pytester, monkeypatch):
         def test_order(benchmark, monkeypatch):
             busy = Load(others=2.0, free=1, stolen=0.0, seconds=1.0)
             monkeypatch.setattr(timing, "Watch", lambda threads: SimpleNamespace(read=lambda: busy))
+            monkeypatch.setattr(timing, "WIDE", 100.0)  # Calls that do nothing scatter beyond all bounds.
             calls, collecting = [], []
 
             def call(name):
