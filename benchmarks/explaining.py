@@ -35,7 +35,7 @@ def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
     chosen = found.chosen
     sentences = [
         f"Ship {chosen.case}: {chosen.price}.",
-        f"On {chosen.verified.samples} samples that no look had used it {_loses(chosen.verified, drop)}; {drop} is allowed.",
+        f"On {chosen.verified.samples} samples no look had used it {_loses(chosen.verified, drop)}; {drop} is allowed.",
     ]
     ordered = [rung for rung, _ in found.priced]
     position = next(index for index, rung in enumerate(ordered) if chosen.case in rung.cases)

@@ -29,7 +29,7 @@ from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
     from benchmarks.lines import Lines
-    from benchmarks.searching import Search
+    from benchmarks.searching import Bounds, Search
 
 HELP = "find which quantization of a model to ship, and write its recipe"
 
