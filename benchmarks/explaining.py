@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from benchmarks.losses import Drop, outcome_text
 from benchmarks.matrix import Case
+from benchmarks.prices import quickest_float
 from benchmarks.searching import Bounds, Found
 from quant.search import COMES_AFTER, Loss, Step
 from reports.record import plain
@@ -37,16 +38,16 @@ def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
         f"Ship {chosen.case}: {chosen.price}.",
         f"On {chosen.verified.samples} samples no look had used it {_loses(chosen.verified, drop)}; {drop} is allowed.",
     ]
-    ordered = [rung for rung, _ in found.priced]
-    position = next(index for index, rung in enumerate(ordered) if chosen.case in rung.cases)
-    what = "fastest" if _is_fast(found, position) else "smallest"
-    if position == 0:
-        sentences.append(f"Nothing else that was tried is expected to be cheaper: it is the {what}.")
+    place = found.place_of(chosen.case)
+    fast = _is_fast(found, place)
+    if place == 0:
+        sentences.append(f"Nothing that was tried is {'shown to be faster' if fast else 'smaller'}.")
     else:
-        failed = [rung.first.id for rung in ordered[:position]]
-        sentences.append(f"What is cheaper was not shown to keep that: {_some(failed)}.")
-    if what == "smallest":
-        sentences.append("No candidate was measured to be faster than the fastest float, so the smallest is preferred.")
+        cheaper = [rung.first.id for rung, _ in found.priced[:place]]
+        what = "Of what is as fast or faster" if fast else "Of what is smaller"
+        sentences.append(f"{what}, nothing was shown to keep that: {_some(cheaper)}.")
+    if not fast:
+        sentences.append("Nothing that keeps it is shown to be faster than float, so the smallest is preferred.")
     if bounds.size:
         sentences.append(f"It is within the {bounds.size / 1e6:.3g} MB it may take.")
     if bounds.latency:
@@ -135,18 +136,17 @@ def _fate(found: Found, step: Step[Case], drop: Drop) -> str:
         return outcome_text(step, drop.unit)
     if step.reason != COMES_AFTER:
         return step.reason
-    order = [rung for rung, _ in found.priced]
-    own, best = (
-        next(i for i, rung in enumerate(order) if one in rung.cases) for one in (step.candidate, found.chosen.case)
-    )
+    own, best = (found.place_of(case) for case in (step.candidate, found.chosen.case))
+    price = found.price_of(step.candidate)
     if _is_fast(found, own):
-        return "not judged: slower"
-    return "not judged: not shown to be faster than float" if _is_fast(found, best) else "not judged: larger"
+        return f"not judged: {price.seconds / found.chosen.price.seconds:.2f}× the time"
+    if _is_fast(found, best):
+        return "not judged: not shown to be faster than float"
+    return f"not judged: {price.size / found.chosen.price.size:.2f}× the size"
 
 
-def _is_fast(found: Found, position: int) -> bool:
-    floats = [price.float_seconds for _, price in found.priced if price.float_seconds is not None]
-    return bool(floats) and found.priced[position][1].high < min(floats)
+def _is_fast(found: Found, place: int) -> bool:
+    return found.priced[place][1].high < quickest_float(price for _, price in found.priced)
 
 
 def _loses(loss: Loss, drop: Drop) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -71,11 +71,16 @@ def by_price(priced: Sequence[tuple[Priced, Price]]) -> list[tuple[Priced, Price
     That is the fastest of what is shown to be faster than float on every backend; then all else, the smallest first.
     What cannot be told apart in time is ordered by size.
     """
-    floats = [price.float_seconds for _, price in priced if price.float_seconds is not None]
-    faster = [one for one in priced if floats and one[1].high < min(floats)]
+    quickest = quickest_float(price for _, price in priced)
+    faster = [one for one in priced if one[1].high < quickest]
     others = [one for one in priced if one not in faster]
     ordered = sorted(faster, key=lambda one: one[1].seconds)
     return [*_ties_by_size(ordered), *sorted(others, key=lambda one: one[1].size)]
+
+
+def quickest_float(prices: Iterable[Price]) -> float:
+    """Return the median of a call of float where that is the shortest, 0 where none was timed."""
+    return min((price.float_seconds for price in prices if price.float_seconds is not None), default=0.0)
 
 
 def _ties_by_size(ordered: Sequence[tuple[Priced, Price]]) -> Iterator[tuple[Priced, Price]]:

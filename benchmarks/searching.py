@@ -83,9 +83,13 @@ class Found:
         """Of what was judged the candidate whose loss may be the smallest."""
         return Race(list(self.steps.values())).closest
 
-    def price_of(self, case: Case) -> Price | None:
+    def price_of(self, case: Case) -> Price:
         """Return what a case's rung costs to run."""
-        return next((price for rung, price in self.priced if case in rung.cases), None)
+        return self.priced[self.place_of(case)][1]
+
+    def place_of(self, case: Case) -> int:
+        """Return the place of a case's rung in the order of prices."""
+        return next(place for place, (rung, _) in enumerate(self.priced) if case in rung.cases)
 
 
 class Search:
@@ -166,7 +170,7 @@ class Search:
         for other in failed:
             if (other.method, other.scheme) == (case.method, case.scheme):
                 return f"the same numbers failed as {other}"
-        rung = next(rung for rung, _ in found.priced if case in rung.cases)
+        rung, _ = found.priced[found.place_of(case)]
         lossy = [other for other, outcome in failed.items() if outcome == _LOSSY and other not in rung.cases]
         if case == rung.first or rung.first not in self._errors or not lossy:
             return None
@@ -198,7 +202,5 @@ class Search:
 
 def _ahead(found: Found) -> list[Rung]:
     """Return the rungs that are cheaper than that of the best found, or all."""
-    ordered = [rung for rung, _ in found.priced]
-    if found.chosen is None:
-        return ordered
-    return ordered[: next(index for index, rung in enumerate(ordered) if found.chosen.case in rung.cases)]
+    place = len(found.priced) if found.chosen is None else found.place_of(found.chosen.case)
+    return [rung for rung, _ in found.priced[:place]]
