@@ -48,6 +48,9 @@ def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
         sentences.append(f"{what}, nothing was shown to keep that: {_some(cheaper)}.")
     if not fast:
         sentences.append("Nothing that keeps it is shown to be faster than float, so the smallest is preferred.")
+    refused = [price.reason for _, price in found.priced if price.refused]
+    if refused:
+        sentences.append(f"{len(refused)} could not be timed and may be faster: {refused[0]}.")
     if bounds.size:
         sentences.append(f"It is within the {bounds.size / 1e6:.3g} MB it may take.")
     if bounds.latency:

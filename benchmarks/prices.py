@@ -31,6 +31,7 @@ class Price:
     low, high      95 % interval of ``seconds``, as wide as that of the ratio to float
     speed          float's time on the same backend over the candidate's
     float_seconds  median of a call of float on the same backend
+    refused        whether a time was taken, and meant nothing
     """
 
     size: int
@@ -40,6 +41,7 @@ class Price:
     speed: float | None = None
     float_seconds: float | None = None
     reason: str | None = None
+    refused: bool = False
 
     def __str__(self) -> str:
         size = f"{self.size / 1e6:.3g} MB"
@@ -59,7 +61,7 @@ def price(workshop: Workshop, artifact: Artifact, samples: Samples) -> Price:
         return Price(size, reason=reason)
     section = _speed(workshop, artifact, samples)
     if section["refused"]:
-        return Price(size, reason=section["reason"])
+        return Price(size, reason=section["reason"].removeprefix("not timed: "), refused=True)
     seconds, ratio, (slow, fast) = section["p50"], section["ratio"], section["ci95"]
     low, high = seconds * ratio / fast, seconds * ratio / slow
     return Price(size, seconds, low, high, ratio, section["baseline_p50"])

@@ -114,6 +114,14 @@ def test_bounds_leave_out_what_is_too_large_too_slow_or_not_timed(run):
     assert run({fast: FAST}, {}, Bounds(latency=1.05)).found.refused[fast.first].startswith("too slow: 1e+03 ms")
 
 
+def test_times_that_were_refused_are_told(run):
+    busy = rung("static", bits="int8")
+    result = run({busy: Price(900, reason="the cores were busy", refused=True), rung("mse"): SMALL}, {})
+    assert "1 could not be timed and may be faster: the cores were busy." in explanation(
+        result.found, result.drop, result.bounds
+    )
+
+
 def test_where_nothing_fits_one_sentence_says_why(run):
     result = run({rung("mse"): SMALL, rung("static", bits="int8"): FAST}, {}, Bounds(size=10))
     assert result.found.chosen is None
