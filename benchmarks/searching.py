@@ -5,7 +5,8 @@ price. Where a rung cheaper than the best found has failed, its next method is t
 minutes to make is tried only while nothing holds at all. Losses are those of the artefacts on their own runtimes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -101,6 +102,7 @@ class Search:
         self.drop = losses.drop
         self._workshop, self._losses, self._rungs, self._bounds, self._tell = workshop, losses, rungs, bounds, tell
         self._calibration = workshop.calibration(rungs[0].first.model)
+        self._prices: dict[Case, Price] = {}
         self._errors: dict[Case, float] = {}
         self._made: Artifact | None = None
 
@@ -128,10 +130,8 @@ class Search:
             self._workshop.report(f"pricing {rung.first}, {position + 1} of {len(self._rungs)}")
             try:
                 cost = self._price(rung.first)
-            except OutOfTime:
-                raise
-            except Exception as error:  # whatever an exporter raises: other backends go on
-                obstacle = f"failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
+            except ValueError as error:
+                obstacle = f"failed: {error}"
             else:
                 obstacle = self._bounds.obstacle(cost)
             if obstacle:
@@ -143,7 +143,8 @@ class Search:
     def _race(self, found: Found, cases: Sequence[Case]) -> None:
         def judge(case: Case, samples: int) -> Loss:
             artifact = self._artifact(case)
-            loss = self._losses.seen(artifact, samples)
+            with _refusing():
+                loss = self._losses.seen(artifact, samples)
             self._errors[case] = self._losses.error(artifact)
             return loss
 
@@ -151,7 +152,9 @@ class Search:
             obstacle = self._bounds.obstacle(self._price(case))
             if obstacle:
                 raise ValueError(obstacle)
-            return self._losses.verified(self._artifact(case))
+            artifact = self._artifact(case)
+            with _refusing():
+                return self._losses.verified(artifact)
 
         def told(step: Step[Case]) -> None:
             found.steps[step.candidate] = step
@@ -189,15 +192,35 @@ class Search:
         return Chosen(case, self._price(case), step.verified, recipe, artifact.entry.content_sha256, runtime)
 
     def _price(self, case: Case) -> Price:
-        return price(self._workshop, self._artifact(case), self._losses.parts.race)
+        if case not in self._prices:
+            artifact = self._artifact(case)
+            with _refusing():
+                self._prices[case] = price(self._workshop, artifact, self._losses.parts.race)
+        return self._prices[case]
 
     def _artifact(self, case: Case) -> Artifact:
         """Return the case's artefact; of all of them one is held at a time."""
         if self._made is None or self._made.case != case:
             self._made = None
-            tables = self._workshop.quantize(case, self._calibration)
-            self._made = self._workshop.compile(case, tables, self._calibration)
+            with _refusing():
+                tables = self._workshop.quantize(case, self._calibration)
+                self._made = self._workshop.compile(case, tables, self._calibration)
         return self._made
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn whatever a runtime or its exporter raises into a ValueError of one line: other candidates go on.
+
+    Raises:
+        ValueError: with what was said.
+    """
+    try:
+        yield
+    except (OutOfTime, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
 
 def _ahead(found: Found) -> list[Rung]:

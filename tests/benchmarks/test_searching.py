@@ -159,6 +159,21 @@ def test_a_backend_that_fails_does_not_stop_the_others(run):
     assert result.found.chosen.case == good.first
 
 
+def test_a_runtime_that_fails_while_it_answers_does_not_stop_the_others(run, monkeypatch):
+    broken, good = rung("mse"), rung("mse", bits="int5")
+    answers = FakeWorkshop.answers
+
+    def failing(workshop, artifact, samples):
+        if artifact.case == broken.first:
+            raise RuntimeError("the session died")
+        return answers(workshop, artifact, samples)
+
+    monkeypatch.setattr(FakeWorkshop, "answers", failing)
+    result = run({broken: SMALL, good: MIDDLE}, {})
+    assert result.found.steps[broken.first].reason == "the session died"
+    assert result.found.chosen.case == good.first
+
+
 def test_samples_are_counted_beside_those_of_judging_everything(run):
     small, middle = rung("mse", "gptq"), rung("mse", bits="int5")
     result = run({small: SMALL, middle: MIDDLE}, {small.first: 0.3, case_of("gptq"): 0.3})
