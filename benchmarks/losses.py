@@ -205,8 +205,10 @@ def _scale(unit: Unit, before: float) -> float:
     """Return the factor from a metric's own unit to the limit's.
 
     Raises:
-        ValueError: there is no percentage of nothing.
+        ValueError: there is no percentage of nothing, and no point of what is no share.
     """
+    if unit == "points" and not 0 <= before <= 1:
+        raise ValueError(f"float's own metric is {before:g}, which is no share: give --max-drop in % or in its unit.")
     if unit == "percent" and not before:
         raise ValueError("float's own metric is 0, of which there is no percentage: limit it in its own unit.")
     return {"points": 100.0, "percent": 100 / abs(before or 1), "absolute": 1.0}[unit]

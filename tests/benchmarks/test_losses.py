@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks.losses import Losses, drop_of, loss_text, outcome_text, parts_of
-from fixtures.model import DataError
+from fixtures.model import DataError, Metric
 from quant.search import Loss, Step
 from reports.limits import LimitError
 from tests.benchmarks.searchable import FakeWorkshop, case_of, make_model
@@ -88,6 +90,16 @@ def test_losses_are_in_the_unit_of_the_drop(metric, text):
     assert loss.value == pytest.approx(5.0, abs=0.1)
     assert loss.low < loss.value < loss.high
     assert loss.samples == len(losses.parts.verification)
+
+
+def test_points_of_a_metric_of_ones_own_that_is_no_share_are_refused():
+    metric = Metric("score", "higher", lambda outputs, samples, reference: (37.0 + outputs[:, 0], None))
+    model = make_model(metric=None, labelled=True)
+    model = replace(model, metric=metric, no_metric_reason=None)
+    drop = drop_of(model, "1pp")
+    workshop = FakeWorkshop(model, {})
+    with pytest.raises(ValueError, match=r"float's own metric is 37\.25, which is no share"):
+        Losses(workshop, model, drop, parts_of(model, drop)).seen(workshop.compile(case_of(), None, None), 32)
 
 
 def test_no_sample_is_answered_twice():
