@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reports.paired import Contributions
+
+if TYPE_CHECKING:
+    from benchmarks.matrix import Case
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,16 @@ class Answers:
             return cls(outputs)
         with np.load(folder / "contributions.npz") as parts:
             return cls(outputs, Contributions(parts["numerators"], parts.get("denominators"), form.read_text()))
+
+
+def refuse_not_finite(case: "Case", answers: Answers) -> None:
+    """Refuse answers that cannot be judged.
+
+    Raises:
+        ValueError: one of them is NaN or infinite.
+    """
+    kept = [answers.outputs] if answers.contributions is None else [answers.outputs, answers.contributions.numerators]
+    for values in kept:
+        broken = int(np.sum(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+        if broken:
+            raise ValueError(f"{case} gives NaN or infinity on {broken} of {len(values)} samples: it cannot be judged.")

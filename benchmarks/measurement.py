@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from benchmarks import judging, timing
-from benchmarks.answers import Answers
+from benchmarks.answers import Answers, refuse_not_finite
 from benchmarks.matrix import Case
 from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
 from fixtures.model import Samples
@@ -35,7 +35,7 @@ class Measurement:
         reference = workshop.reference(self.case.model)
         answers = workshop.answers(baseline, samples), workshop.answers(artifact, samples)
         for case, answer in zip((baseline.case, self.case), answers, strict=True):
-            _refuse_not_finite(case, answer)
+            refuse_not_finite(case, answer)
         common = min(len(answer.outputs) for answer in answers)
         before, after = (answer.outputs[:common] for answer in answers)
         outcomes = judging.outcomes(model, reference, before, after, samples, _own(answers))
@@ -161,11 +161,3 @@ def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions
         return None
     common = min(map(len, own))
     return own[0].first(common), own[1].first(common)
-
-
-def _refuse_not_finite(case: Case, answers: Answers) -> None:
-    kept = [answers.outputs] if answers.contributions is None else [answers.outputs, answers.contributions.numerators]
-    for values in kept:
-        broken = int(np.sum(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
-        if broken:
-            raise ValueError(f"{case} gives NaN or infinity on {broken} of {len(values)} samples: it cannot be judged.")

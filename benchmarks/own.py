@@ -26,18 +26,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _added(text: str) -> str:
-    """Return the name of a model, added to the matrix if it is the user's own."""
+    try:
+        return model_named(text)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def model_named(text: str) -> str:
+    """Return the name of a model of the zoo, of an installed one or of a file, added to the matrix if it is not there.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
     if text in matrix.models():
         return text
     # These import numpy and torch, before which threads must be pinned.
-    from fixtures.model import DataError
     from fixtures.own_files import installed, read
 
-    try:
-        entry = read((installed(text) or Path(text)).resolve())
-        matrix.add_model(entry)
-    except (DataError, ValueError) as error:
-        raise pytest.UsageError(str(error)) from None
+    file = installed(text) or Path(text)
+    if not file.suffix and not file.exists():
+        return matrix.model(text).name  # refused, with the names that are like it
+    entry = read(file.resolve())
+    matrix.add_model(entry)
     return entry.name
 
 

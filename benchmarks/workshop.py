@@ -26,6 +26,7 @@ from fixtures.own_files import OwnEntry
 from quant.backends import Executable, Target
 from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
+from quant.replaying import environment
 from quant.storage import load, load_graph, save, save_graph
 from quant.tracing import capture
 
@@ -131,12 +132,12 @@ class Workshop:
             "scheme": repr(case.scheme),
             "calibration": calibration.digest if method.calibrates else None,
             "source": source_digest(method.entry.module, "quant.methods", "quant.storage"),
-            "machine": _machine(),
+            "machine": environment(),
         }
 
         def build(folder: Path) -> None:
             self._progress(f"quantizing with {case.method}")
-            batches = _batches(calibration, CALIBRATION_BATCH) if method.calibrates else []
+            batches = calibration_batches(calibration) if method.calibrates else []
             granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
             save(quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress), folder)
 
@@ -157,7 +158,7 @@ class Workshop:
         def build(folder: Path) -> None:
             self._progress(f"compiling for {case.backend}")
             if tables is None:
-                batches = _batches(calibration, CALIBRATION_BATCH)
+                batches = calibration_batches(calibration)
                 runtime.compile_native(case.method, case.bits, template.path, folder, batches)
             else:
                 runtime.compile(tables.quantized, template.path, folder)
@@ -212,7 +213,7 @@ class Workshop:
             "data": samples.digest,
             "batch": self.settings.batch,
             "threads": self.settings.threads,
-            "machine": _machine(),
+            "machine": environment(),
         }
         if model.fidelity_samples is not None:
             key |= {"kept": model.fidelity_samples}
@@ -240,7 +241,7 @@ class Workshop:
         """
         tables = artifact.tables
         key = {"tables": tables.entry.digest, "data": samples.digest, "batch": self.settings.batch}
-        key |= {"source": source_digest("quant.graph"), "machine": _machine(), "perturbed": perturbed}
+        key |= {"source": source_digest("quant.graph"), "machine": environment(), "perturbed": perturbed}
 
         def build(folder: Path) -> None:
             self._progress("simulating")
@@ -258,7 +259,7 @@ class Workshop:
         if prepared.model.reference is None:
             return None
         samples = prepared.model.reference()
-        key = {"graph": prepared.entry.digest, "data": samples.digest, "machine": _machine()}
+        key = {"graph": prepared.entry.digest, "data": samples.digest, "machine": environment()}
 
         def build(folder: Path) -> None:
             self._progress("running the reference split")
@@ -360,6 +361,11 @@ def _perturb(module: torch.nn.Module) -> None:
         parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
 
 
+def calibration_batches(calibration: Samples) -> list[tuple[np.ndarray, ...]]:
+    """Return the calibration data as methods take it."""
+    return _batches(calibration, CALIBRATION_BATCH)
+
+
 def _batches(samples: Samples, size: int) -> list[tuple[np.ndarray, ...]]:
     return [
         tuple(np.ascontiguousarray(array[start : start + size]) for array in samples.inputs)
@@ -373,15 +379,6 @@ def _state_digest(module: torch.nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _machine() -> dict[str, str]:
-    """Return what decides the last bits of a result beside the code: libraries and instruction set."""
-    return {
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "isa": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def _runtime(target: Target, native: bool) -> list[str]:

@@ -21,6 +21,7 @@ _HOMES = {
     "load": "quant.storage",
     "parse": "quant.scheme",
     "quantize": "quant.methods",
+    "replay": "quant.replaying",
     "save": "quant.storage",
     "simulate": "quant.graph",
 }

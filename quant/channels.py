@@ -12,7 +12,8 @@ from quant.layers import Moments, layer_of
 
 _MOST_ROWS = 512
 """Rows kept of each value: enough to compare scales on."""
-_SEED = 0
+SEED = 0
+"""Of whatever a method draws at random."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class _Sampler:
     def __init__(self, graph: FloatGraph, group: Group, batches: int, moments: bool, enough: int | None) -> None:
         self.parameter, self.batches, self.enough = group.parameters[0], batches, enough
         self.moments = Moments(layer_of(graph, self.parameter)) if moments else None
-        self.generator = torch.Generator().manual_seed(_SEED)
+        self.generator = torch.Generator().manual_seed(SEED)
         self.at_once = 0
         self.lows: list[Tensor] = []
         self.highs: list[Tensor] = []

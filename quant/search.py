@@ -1,9 +1,10 @@
 """Searching for the best of many candidates without judging all of them on all samples.
 
 Candidates come best first, by what they cost in time or size, which is measured quickly. What takes long is their
-accuracy: each is judged on a growing number of samples until its loss is shown to be within the tolerance or beyond it.
-The first one within it is judged once more on samples nobody has looked at, because the best of several chances looks
-better than it is; the search ends when it holds there. Everything behind it costs more, and is never judged at all.
+accuracy: each is judged on a growing number of samples until its loss is shown to be within the tolerance or beyond it,
+or the samples of the race end. What looks good then is judged once on samples nobody has looked at, because the best of
+several chances looks better than it is; the search ends when its loss is shown to be within the tolerance there.
+Everything behind it costs more, and is never judged at all.
 
 Sequential testing as in races: Maron and Moore, "The Racing Algorithm" (Artificial Intelligence Review 11, 1997).
 """
@@ -14,6 +15,13 @@ from typing import Generic, Literal, TypeVar
 
 Candidate = TypeVar("Candidate")
 Outcome = Literal["chosen", "loses too much", "not shown", "did not hold", "failed", "not judged"]
+
+TIME_IS_OVER = "the time was over"
+COMES_AFTER = "it comes after what was chosen"
+
+
+class OutOfTime(Exception):
+    """The time of a search is over: raised by whoever judges, it ends the race with what is known."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Step(Generic[Candidate]):
-    """What became of one candidate: the last loss in the race, that on fresh samples, and why it failed if it did."""
+    """What became of one candidate: the last loss in the race, that on fresh samples, and why it failed or was left."""
 
     candidate: Candidate
     outcome: Outcome
@@ -59,6 +67,11 @@ class Race(Generic[Candidate]):
         """How many times a candidate answered a sample."""
         return sum(loss.samples for step in self.steps for loss in (step.loss, step.verified) if loss)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether time ended it."""
+        return any(step.reason == TIME_IS_OVER for step in self.steps)
+
 
 def race(
     candidates: Sequence[Candidate],
@@ -66,7 +79,8 @@ def race(
     verify: Callable[[Candidate], Loss],
     tolerated: float,
     looks: Sequence[int],
-    within_budget: Callable[[], bool] = lambda: True,
+    skip: Callable[[Candidate], str | None] = lambda candidate: None,
+    told: Callable[[Step[Candidate]], None] = lambda step: None,
 ) -> Race[Candidate]:
     """Return which of the ``candidates``, given best first, is the first whose loss is within what is ``tolerated``.
 
@@ -74,19 +88,25 @@ def race(
         judge: the loss on the first so many samples of those the race may use.
         verify: the loss on samples the race never uses.
         looks: the numbers of samples after which to look, growing.
-        within_budget: asked before each candidate; once it is false, the rest is not judged.
+        skip: asked before each candidate; returns why it need not be judged, or None.
+        told: called with each step when it is known.
 
     A candidate that raises ValueError is left out, with what it said.
     """
     steps: list[Step[Candidate]] = []
+    ended: str | None = None
     for candidate in candidates:
-        if any(step.outcome == "chosen" for step in steps) or not within_budget():
-            steps.append(Step(candidate, "not judged"))
-            continue
-        try:
-            steps.append(_judged(candidate, judge, verify, tolerated, looks))
-        except ValueError as error:
-            steps.append(Step(candidate, "failed", reason=str(error)))
+        reason = ended or skip(candidate)
+        if reason:
+            step = Step(candidate, "not judged", reason=reason)
+        else:
+            step = _judged(candidate, judge, verify, tolerated, looks)
+        steps.append(step)
+        told(step)
+        if step.outcome == "chosen":
+            ended = COMES_AFTER
+        elif step.reason == TIME_IS_OVER:
+            ended = TIME_IS_OVER
     return Race(steps)
 
 
@@ -106,11 +126,19 @@ def _judged(
     tolerated: float,
     looks: Sequence[int],
 ) -> Step[Candidate]:
-    for samples in looks:
-        loss = judge(candidate, samples)
-        if loss.low > tolerated:
-            return Step(candidate, "loses too much", loss)
-        if loss.high <= tolerated:
-            verified = verify(candidate)
-            return Step(candidate, "chosen" if verified.high <= tolerated else "did not hold", loss, verified)
-    return Step(candidate, "not shown", loss)
+    loss = None
+    try:
+        for samples in looks:
+            loss = judge(candidate, samples)
+            if loss.low > tolerated:
+                return Step(candidate, "loses too much", loss)
+            if loss.high <= tolerated:
+                break
+        if loss is None or loss.value > tolerated:
+            return Step(candidate, "not shown", loss)
+        verified = verify(candidate)
+    except OutOfTime:
+        return Step(candidate, "not judged", loss, reason=TIME_IS_OVER)
+    except ValueError as error:
+        return Step(candidate, "failed", loss, reason=str(error))
+    return Step(candidate, "chosen" if verified.high <= tolerated else "did not hold", loss, verified)

@@ -9,6 +9,7 @@ A backend's file starts with literal constants that are read without importing i
     REFUSES   family of methods or bits word -> why not, in one sentence
     NATIVE    method name -> {bits word: what the runtime's own quantizer is called}
     TEMPLATE_PER_PRECISION  whether a float16 program needs a template of its own
+    RUNS_ON   the one platform on which the runtime itself runs; elsewhere its artefacts are evaluated otherwise
     DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
 
 and holds the functions of :class:`Backend`. Backends read the tables and know nothing of methods.
@@ -101,6 +102,11 @@ class Target:
     def missing(self) -> str | None:
         """Return the commands that install what is missing, or None."""
         return missing(self.constant("REQUIRES", {}))
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this platform has the runtime itself, so that its time can be taken."""
+        return self.platform in (None, sys.platform) and self.constant("RUNS_ON", sys.platform) == sys.platform
 
     def elsewhere(self) -> str | None:
         """Return why this platform cannot run the target, or None."""

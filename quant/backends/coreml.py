@@ -40,6 +40,7 @@ REFUSES = {
     "bf16": "Core ML has no bfloat16 type.",
 }
 TEMPLATE_PER_PRECISION = True
+RUNS_ON = "darwin"
 NATIVE = {
     "native": {
         "int8": "coremltools linear_quantize_weights, symmetric per output channel",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from quant.calibrate import Batch, as_tensors
+from quant.channels import SEED
 from quant.execution import build_module
 from quant.graph import FloatGraph, QuantizedModel
 from quant.layers import Layer, Moments, weight_formats
@@ -111,7 +112,7 @@ class Reconstruction:
         optimizer = torch.optim.Adam([soft.v for soft in softs.values()], LEARNING_RATE, fused=True)
         scale = PENALTY * max(self.error(self.block.weights), 1e-8)
         count = sum(soft.v.numel() for soft in softs.values())
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(SEED)
         for step in range(STEPS):
             inputs, target = self.data[int(torch.randint(len(self.data), (), generator=generator))]
             progress = (step / STEPS - WARM_UP) / (1 - WARM_UP)

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from quant.search import Loss, looks_until, race
+from quant.search import COMES_AFTER, TIME_IS_OVER, Loss, OutOfTime, looks_until, race
 
 
 def judge_of(losses, spread=0.5):
@@ -36,8 +36,9 @@ def test_what_clearly_loses_is_dropped_on_few_samples():
 
 
 def test_what_cannot_be_shown_does_not_win():
-    found = run({"close": 0.0095, "good": 0.0})
-    assert [step.outcome for step in found.steps] == ["not shown", "chosen"]
+    found = run({"beyond": 0.0105, "close": 0.0095, "good": 0.0})
+    assert [step.outcome for step in found.steps] == ["not shown", "did not hold", "chosen"]
+    assert found.steps[0].verified is None
 
 
 def test_luck_in_the_race_does_not_hold_on_fresh_samples():
@@ -63,11 +64,29 @@ def test_a_candidate_that_fails_is_left_out_with_its_reason():
     assert found.winner.candidate == "good"
 
 
-def test_beyond_the_budget_nothing_is_judged():
-    left = iter([True, False, False])
-    judge = judge_of({"a": 1.0, "b": 0.0, "c": 0.0})
-    found = race("abc", judge, lambda candidate: judge(candidate, 9), 0.01, [99], lambda: next(left))
+def test_time_that_ends_while_judging_keeps_what_is_known():
+    known = judge_of({"bad": 1.0, "slow": 0.001, "good": 0.0})
+
+    def judge(candidate, samples):
+        if (candidate, samples) == ("slow", 128):
+            raise OutOfTime
+        return known(candidate, samples)
+
+    found = race(["bad", "slow", "good"], judge, lambda candidate: known(candidate, 9), 0.01, [64, 128])
+    assert found.is_over
     assert [step.outcome for step in found.steps] == ["loses too much", "not judged", "not judged"]
+    assert [step.reason for step in found.steps] == [None, TIME_IS_OVER, TIME_IS_OVER]
+    assert found.steps[1].loss.samples == 64
+
+
+def test_what_is_skipped_has_a_reason_and_costs_nothing():
+    judge = judge_of({"a": 0.0, "b": 0.0, "c": 0.0})
+    reasons = {"a": "no hope for it"}
+    found = race("abc", judge, lambda candidate: judge(candidate, 4096), 0.01, [4096], reasons.get)
+    assert [step.reason for step in found.steps] == ["no hope for it", None, COMES_AFTER]
+    assert found.winner.candidate == "b"
+    assert found.samples == 2 * 4096
+    assert not found.is_over
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""What a search found, in words and as the file of a recipe."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from tabulate import tabulate
+
+from benchmarks.losses import Drop, outcome_text
+from benchmarks.matrix import Case
+from benchmarks.prices import quickest_float
+from benchmarks.searching import Bounds, Found
+from quant.search import COMES_AFTER, Loss, Step
+from reports.record import plain
+from reports.tables import NULL, three_digits
+
+_ROWS = 12
+
+
+def explanation(found: Found, drop: Drop, bounds: Bounds) -> str:
+    """Say what was chosen and why, what every alternative would lose, and what the search cost."""
+    parts = [" ".join(reasons(found, drop, bounds)) if found.chosen else nothing_holds(found, drop)]
+    if found.priced:
+        parts.append(_alternatives(found, drop))
+    if found.answered:
+        share = found.answered / found.exhaustive
+        parts.append(
+            f"{found.answered:,} samples were evaluated, float's among them; judging all of the "
+            f"{sum(len(rung.cases) for rung, _ in found.priced)} candidates on as many samples would have taken "
+            f"{found.exhaustive:,} ({100 * share:.1f} % used)."
+        )
+    return "\n\n".join(parts)
+
+
+def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
+    """Return the sentences that say why the chosen candidate is the one to ship."""
+    chosen = found.chosen
+    sentences = [
+        f"Ship {chosen.case}: {chosen.price}.",
+        f"On {chosen.verified.samples} samples no look had used it {_loses(chosen.verified, drop)}; {drop} is allowed.",
+    ]
+    place = found.place_of(chosen.case)
+    fast = _is_fast(found, place)
+    if place == 0:
+        sentences.append(f"Nothing that was tried is {'shown to be faster' if fast else 'smaller'}.")
+    else:
+        cheaper = [rung.first.id for rung, _ in found.priced[:place]]
+        what = "Of what is as fast or faster" if fast else "Of what is smaller"
+        sentences.append(f"{what}, nothing was shown to keep that: {_some(cheaper)}.")
+    if not fast:
+        sentences.append("Nothing that keeps it is shown to be faster than float, so the smallest is preferred.")
+    refused = [price.reason for _, price in found.priced if price.refused]
+    if refused:
+        sentences.append(f"{len(refused)} could not be timed and may be faster: {refused[0]}.")
+    if bounds.size:
+        sentences.append(f"It is within the {bounds.size / 1e6:.3g} MB it may take.")
+    if bounds.latency:
+        sentences.append(f"A call is within the {1e3 * bounds.latency:.3g} ms it may take.")
+    if found.over:
+        sentences.append("Time was over before all that is cheaper was tried.")
+    return sentences
+
+
+def nothing_holds(found: Found, drop: Drop) -> str:
+    """Say in one sentence why nothing is recommended, and what came closest."""
+    if not found.priced:
+        if found.over:
+            return "Time was over before anything was priced: give more, or run the same command again to go on."
+        counted = Counter(reason.partition(":")[0] for reason in found.refused.values())
+        why = ", ".join(f"{count} {reason}" for reason, count in counted.most_common())
+        return f"No candidate fits ({why})."
+    closest, why, near = found.closest, "", ""
+    if found.over:
+        why = " before time was over: give more, or run the same command again to go on"
+    if closest:
+        near = f"; the closest is {closest.candidate}, which {_loses(closest.verified or closest.loss, drop)}"
+    return f"No candidate was shown to lose at most {drop}{why}{near}."
+
+
+def recipe_document(found: Found, drop: Drop, bounds: Bounds) -> dict[str, object]:
+    """Return the file of the chosen recipe, in plain JSON types."""
+    chosen = found.chosen
+    price, verified = chosen.price, chosen.verified
+    speed = {"seconds": price.seconds, "low": price.low, "high": price.high, "ratio": price.speed}
+    return plain(
+        {
+            **chosen.recipe,
+            "model": chosen.case.model,
+            "backend": chosen.case.backend,
+            "runtime": chosen.runtime,
+            "scheme": chosen.case.scheme.as_dict(),
+            "artifact_sha256": chosen.artifact_sha256,
+            "size_bytes": price.size,
+            "speed": {"reason": price.reason} if price.seconds is None else speed,
+            "verified": {
+                "metric": drop.metric,
+                "unit": drop.limit.unit,
+                "loss": verified.value,
+                "ci95": [verified.low, verified.high],
+                "samples": verified.samples,
+                "tolerated": drop.limit.amount,
+            },
+            "limits": {"size_bytes": bounds.size, "latency_seconds": bounds.latency},
+            "reasons": reasons(found, drop, bounds),
+            "alternatives": dict(_fates(found, drop)),
+        }
+    )
+
+
+def _alternatives(found: Found, drop: Drop) -> str:
+    """The table of what was judged, and of what would have been next."""
+    steps = sorted(found.steps.values(), key=lambda step: step.reason == COMES_AFTER)
+    judged = sum(step.reason != COMES_AFTER for step in steps)
+    shown = steps[: max(judged, _ROWS)]
+    headers = ("candidate", "MB", "ms", "what it would lose")
+    lines = [tabulate([_row(found, step, drop) for step in shown], headers, disable_numparse=True)]
+    if len(shown) < len(steps):
+        lines.append(f"{len(steps) - len(shown)} more come after these.")
+    lines += [f"{case}: {reason}." for case, reason in found.refused.items()]
+    return "\n".join(lines)
+
+
+def _row(found: Found, step: Step[Case], drop: Drop) -> tuple[str, str, str, str]:
+    price = found.price_of(step.candidate)
+    time = NULL if price.seconds is None else three_digits(1e3 * price.seconds)
+    return step.candidate.id, three_digits(price.size / 1e6), time, _fate(found, step, drop)
+
+
+def _fates(found: Found, drop: Drop) -> Iterator[tuple[str, str]]:
+    for case, step in found.steps.items():
+        if step.outcome != "chosen":
+            yield case.id, _fate(found, step, drop)
+    for case, reason in found.refused.items():
+        yield case.id, reason
+
+
+def _fate(found: Found, step: Step[Case], drop: Drop) -> str:
+    """What a candidate would lose, or what is against it where it was not judged."""
+    if step.loss is not None:
+        return outcome_text(step, drop.unit)
+    if step.reason != COMES_AFTER:
+        return step.reason
+    own, best = (found.place_of(case) for case in (step.candidate, found.chosen.case))
+    price = found.price_of(step.candidate)
+    if _is_fast(found, own):
+        return f"not judged: {price.seconds / found.chosen.price.seconds:.2f}× the time"
+    if _is_fast(found, best):
+        return "not judged: not shown to be faster than float"
+    return f"not judged: {price.size / found.chosen.price.size:.2f}× the size"
+
+
+def _is_fast(found: Found, place: int) -> bool:
+    return found.priced[place][1].high < quickest_float(price for _, price in found.priced)
+
+
+def _loses(loss: Loss, drop: Drop) -> str:
+    return f"loses {loss.value:.2g}{drop.unit} of {drop.metric} ({loss.low:.2g} to {loss.high:.2g})"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

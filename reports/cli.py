@@ -1,0 +1,28 @@
+"""Command lines with one file per command: ``python -m reports`` and its like."""
+
+import argparse
+import importlib
+import pkgutil
+from types import ModuleType
+
+BAD_INPUT = 4
+"""The exit status after one sentence on what cannot be used."""
+
+
+def command_parser(commands: ModuleType, program: str, description: str, example: str) -> argparse.ArgumentParser:
+    """Return the parser of a program whose commands are the modules of the package ``commands``.
+
+    A command has a docstring, which its ``--help`` prints; ``HELP``, one line; ``add_arguments(parser)``; and
+    ``run(options)``, which returns the exit status.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(program, description=description, epilog=example, formatter_class=formatter)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
+        command = importlib.import_module(f"{commands.__name__}.{module.name}")
+        subparser = subparsers.add_parser(
+            module.name, help=command.HELP, description=command.__doc__, formatter_class=formatter
+        )
+        subparser.set_defaults(run=command.run)
+        command.add_arguments(subparser)
+    return parser
