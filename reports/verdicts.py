@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reports.words import some
+
 if TYPE_CHECKING:
     from reports.judgement import Finding, Judgement, Verdict
     from reports.runs import Run
@@ -130,10 +132,7 @@ def _gathered(reasons: dict[str, str]) -> list[str]:
     named: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         named.setdefault(reason, []).append(name)
-    return [
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
-        for reason, names in named.items()
-    ]
+    return [f"{some(names)}: {reason}" for reason, names in named.items()]
 
 
 def _count(number: int, word: str) -> str:
