@@ -57,12 +57,18 @@ def _change(pair: Pair, limit: Limit, decimals: int, unit: str = "") -> str:
     finding = finding_of(pair, limit)
     if finding is None or finding.loss is None:
         return NULL
+    text = change_text(finding, decimals, unit)
+    return text if text == _SAME else _flag(finding) + text
+
+
+def change_text(finding: Finding, decimals: int, unit: str = "") -> str:
+    """``-0.6 ±1.2`` and the unit: the change of a figure, of which the loss is known, in the limit's unit; ``=``."""
     if finding.interval == (0.0, 0.0) or (finding.interval is None and finding.loss == 0):
         return _SAME
     sign = -1.0 if _higher(finding) else 1.0
     change = sign * finding.loss
     bounds = sorted(sign * bound for bound in finding.interval or ())
-    return f"{_flag(finding)}{rounded(change, decimals, '+')}{margin(change, bounds, decimals, '+')}{unit}"
+    return rounded(change, decimals, "+") + margin(change, bounds, decimals, "+") + unit
 
 
 def _higher(finding: Finding) -> bool:
