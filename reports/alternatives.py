@@ -74,14 +74,19 @@ def _about_backend(recommendation: Recommendation, format: Format) -> str:
     rows = [_row(one, len(headers)) for one in others]
     align = ["left", "left", *["right"] * (len(headers) - 2)]
     drawn = tabulate(rows, headers, tablefmt=format, disable_numparse=True, colalign=align)
-    reasons = {
-        f"{_short(one.candidate)}: {obstacle.word}": obstacle.reason
-        for one in others
-        for obstacle in one.candidate.obstacles
-        if obstacle.reason and obstacle.word not in _SHOWN
-    }
-    lines = [_lines(gathered(reasons), format)] if reasons else []
+    reasons = _reasons([one.candidate for one in others])
+    lines = [_lines(reasons, format)] if reasons else []
     return ("\n\n" if format == "github" else "\n").join([head, drawn, *lines])
+
+
+def _reasons(candidates: Sequence[Candidate]) -> list[str]:
+    """Why cases do not qualify, where their rows do not say it already."""
+    told: dict[str, dict[str, str]] = {}
+    for candidate in candidates:
+        for word, reason in candidate.obstacles:
+            if reason and word not in _SHOWN:
+                told.setdefault(word, {})[_short(candidate)] = f"{word}: {reason}"
+    return [line for reasons in told.values() for line in gathered(reasons)]
 
 
 def _row(alternative: Alternative, width: int) -> list[str]:

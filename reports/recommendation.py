@@ -170,8 +170,9 @@ def _of_drop(record: Record, drop: Finding | None) -> Obstacle | None:
     if drop.verdict == "pass":
         return None
     if drop.verdict == "inconclusive":
-        decide = f"about {drop.needed:,} samples would decide" if drop.needed else "its interval is not known"
-        return Obstacle("inconclusive", decide)
+        if drop.needed is None:
+            return Obstacle("interval unknown", record["accuracy"].get("reason") or "")
+        return Obstacle("inconclusive", f"about {drop.needed:,} samples would decide")
     return Obstacle("too lossy" if drop.verdict == "regressed" else "accuracy not judged", drop.reason or "")
 
 

@@ -41,7 +41,7 @@ def words(record, *drops, **limits):
         (accuracy(-0.002, -0.0101, 0.004), ["inconclusive"]),
         (accuracy(-0.030, -0.0450, -0.015, p_value=0.001), ["too lossy"]),
         (accuracy(-0.030, -0.0450, 0.001, p_value=0.2), ["inconclusive"]),
-        ({"accuracy.ci95": None}, ["inconclusive"]),
+        ({"accuracy.ci95": None}, ["interval unknown"]),
     ],
 )
 def test_the_far_end_of_the_interval_decides(make_record, figures, expected):
