@@ -173,10 +173,10 @@ def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
 
 def _disagreement(record: Record) -> tuple[Change, int | None]:
     """The change from agreeing with float on every sample, by the samples where a record keeps them."""
-    scores = scores_of(record)
-    if "agreement" not in scores.contributions:
+    if not record["scores"].get("agreement"):
         value, *ends = figure(record, "agreement")
         return Change(1.0, value, Interval(*(end - 1 for end in ends), "Wilson"), 1.0), record["fidelity"].get("n")
+    scores = scores_of(record)
     agreeing = scores.contributions["agreement"]
     always = Contributions(numpy.ones_like(agreeing.numerators))
     clusters = None if scores.clusters is None else scores.clusters[: len(agreeing)]

@@ -3,8 +3,8 @@
 Methods compete within a contest: one model, one width of weights, activations quantized or not. On each backend they
 are paired sample by sample. First the model's own metric decides. It rarely tells good methods apart, so among those
 that it cannot, the error of the outputs does: every sample tells it, whether or not an answer flips. A method is behind
-only where a paired test says so, with Holm's correction over the contest (comparisons with the best: Hsu 1981); else
-it is tied.
+only where a paired test says so, at a level divided by the number of pairs in the contest (Bonferroni); else it is
+tied.
 """
 
 import math
@@ -21,7 +21,6 @@ from reports.limits import Limit
 from reports.measures import is_share
 from reports.record import Record, record_name
 from reports.runs import Run
-from reports.statistics import holm
 from reports.tables import NULL
 from reports.words import some
 
@@ -34,7 +33,7 @@ _NOTES = (
     "by: the model's own metric where it shows one method to be best; else the error of the outputs, among those tied.",
     "over: change from that method to the winner on the same samples, ± 95 %, where it is smallest of these backends.",
     "over rtn: of weights and activations both, over static_plain. pp: points; %: of the other method's figure.",
-    "tie: no method is shown to be better by a paired test, at 5 % over all methods of the row.",
+    "tie: no method is shown to be better by a paired test, at 5 % over all pairs of the row.",
 )
 
 
@@ -185,11 +184,12 @@ def _ranked(members: Sequence[Contender], limit: Limit) -> tuple[list[Contender]
     higher = higher_is_better(members[0].record, limit.metric)
     leader, *others = sorted(members, key=lambda one: figure(one.record, limit.metric).value, reverse=higher)
     changes = [_change(other, leader, limit) for other in others]
-    p_values = holm([1.0 if change.p_value is None else change.p_value for change in changes])
+    # Which one leads is seen from the same samples, so this is one test of every pair there could have been.
+    level = LEVEL / math.comb(len(members), 2)
     behind = [
         other
-        for other, change, p_value in zip(others, changes, p_values, strict=True)
-        if p_value < LEVEL and change.loss < 0
+        for other, change in zip(others, changes, strict=True)
+        if change.p_value is not None and change.p_value < level and change.loss < 0
     ]
     return [leader, *(other for other in others if other not in behind)], behind
 

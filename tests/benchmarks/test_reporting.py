@@ -26,7 +26,7 @@ def test_every_kind_of_report_is_written_from_the_run_just_made(fake_suite, reco
     assert page.startswith("<!DOCTYPE html>")
     assert all(name in page for name in records)
     assert "Verdict</h2>" not in page
-    assert (fake_suite.folder / "out" / "report.md").read_text().startswith("### minilm: ")
+    assert (fake_suite.folder / "out" / "report.md").read_text().startswith("### digits: ")
     rows = list(csv.DictReader((fake_suite.folder / "report.csv").open()))
     assert sorted(row["name"] for row in rows) == sorted(records)
 
@@ -91,7 +91,7 @@ def test_without_a_record_there_is_no_report(fake_suite, records):
     result.stdout.fnmatch_lines(["No report was written: no case came to a record."])
     assert not (fake_suite.folder / "report.html").exists()
     collected = fake_suite.run(list(records.values()), "--report=html:report.html", "--collect-only")
-    assert "report" not in collected.stdout.str().lower().replace("reporting", "")
+    assert "was written" not in collected.stdout.str()
 
 
 def test_after_a_saved_run_the_commands_are_named_and_work(fake_suite, records, monkeypatch, capsys):

@@ -48,8 +48,8 @@ def test_the_interval_of_a_lead_is_that_of_independent_errors(contender):
     ours, theirs = contender("m-gptq-int4-torch", 0.1, seed=1), contender("m-rtn-int4-torch", 0.2, seed=2)
     (win,) = only(ours, theirs).wins
     low, high = win.over_plain.interval
-    # To first order: the relative variance of each mean square, uniform within 20 %, halved by the root.
-    spread = 100 * 0.5 * 1.96 * math.sqrt(2 * (0.4**2 / 12) / N) / 2
+    # To first order, of the difference in percent of theirs: ours varies by half as much, and a root halves both.
+    spread = 100 * 0.5 * 1.96 * math.sqrt((0.5**2 + 1) * (0.4**2 / 12) / N)
     assert (high - low) / 2 == pytest.approx(spread, rel=0.15)
 
 
@@ -75,19 +75,19 @@ def test_error_decides_among_those_alone_that_accuracy_cannot_tell_apart(contend
 
 
 def test_a_tie_is_a_tie(contender):
-    records = [contender(f"minilm-{name}-int4-torch", 0.2, seed=i) for i, name in enumerate(("rtn", "mse", "hqq"))]
+    records = [contender(f"minilm-{name}-int4-torch", 0.2, seed=7 + i) for i, name in enumerate(("rtn", "mse", "hqq"))]
     (win,) = only(*records).wins
     assert set(win.winners) == {"rtn", "mse", "hqq"}
     assert (win.over_plain, win.over_next, win.next) == (None, None, None)
 
 
 def test_methods_that_are_alike_seldom_win(contender):
-    """Holm's correction keeps false winners at the level, whichever happens to lead."""
+    """The correction keeps false winners at the level, whichever happens to lead."""
     alone = 0
     for seed in range(60):
         records = [contender(f"m-x{i}-int4-torch", 0.2, seed=1000 + 10 * seed + i) for i in range(4)]
         alone += len(only(*records).wins[0].winners) == 1
-    assert alone <= 6
+    assert alone <= 4
 
 
 def test_perplexity_falls_and_is_told_in_percent(contender):
@@ -175,7 +175,7 @@ def test_the_command_writes_into_a_document(contender, save_run, tmp_path, capsy
     assert main(["insight", str(path)]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("transformer")]
     assert "error; 2 of 2 tie in accuracy" in row
-    assert "-50.0 % (rtn)" in row
+    assert "-50.0 ±.4 % (rtn)" in row
 
 
 def test_nothing_to_compare_is_a_sentence(save_run, make_record, capsys):
