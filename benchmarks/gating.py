@@ -96,9 +96,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if checks:
         judgement = with_checks(judgement, checks, config._benchmarksession)
     config.stash[_JUDGEMENT] = judgement
-    if (limits or checks) and exitstatus != pytest.ExitCode.TESTS_FAILED and _fails(config):
+    if _is_limited(config) and exitstatus != pytest.ExitCode.TESTS_FAILED and _fails(config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     _record_properties(config, judgement)
+
+
+def judged(config: pytest.Config) -> "Judgement | None":
+    """Return the judgement of this run for its reports, under usual limits where none was given; None without one."""
+    found = config.stash.get(_JUDGEMENT, None)
+    if found is None or _is_limited(config):
+        return found
+    from reports.baseline import under_usual_limits  # imports numpy, before which threads must be pinned
+
+    return under_usual_limits(found.base, found.head)
+
+
+def _is_limited(config: pytest.Config) -> bool:
+    return bool(config.option.metric_compare_fail or config.stash[_CHECKS])
 
 
 def _fails(config: pytest.Config) -> bool:
@@ -131,7 +145,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"Not judged: {why}.")
         return
     judgement, verbose = config.stash[_JUDGEMENT], config.get_verbosity() > 0
-    if not (config.option.metric_compare_fail or config.stash[_CHECKS]):
+    if not _is_limited(config):
         from reports.comparison import comparison
 
         terminalreporter.write_line(f"Against {name_of(judgement.base)}; no limit was given, so nothing is judged.")

@@ -2,7 +2,7 @@
 
 A test that takes ``case`` and ``workshop`` runs once for every combination of the matrix. What it measured goes through
 ``pytest_quant_record`` into ``extra_info["quant"]`` of its benchmark, whether it ran here or in an xdist worker.
-Loading this plugin loads those of saving, gating and distribution too.
+Loading this plugin loads those of saving, gating, reporting and distribution too.
 """
 
 import re
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     from fixtures.cache import Cache
     from fixtures.model import Samples
 
-pytest_plugins = ("benchmarks.saving", "benchmarks.gating", "benchmarks.distribution", "benchmarks.own")
+pytest_plugins = (
+    "benchmarks.saving",
+    "benchmarks.gating",
+    "benchmarks.reporting",
+    "benchmarks.distribution",
+    "benchmarks.own",
+)
 
 _CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
     "inference": lambda: matrix()[0],

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,8 @@ def this_run(config: pytest.Config) -> Run:
     commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
     records = list(outcomes(config).records.values())
     path = saved_run(config) or Path("this run")
-    return Run(path, records, about(config), benchmarks.get_machine_info(), commit)
+    now = datetime.now(UTC).isoformat()
+    return Run(path, records, about(config), benchmarks.get_machine_info(), commit, now)
 
 
 def saved_run(config: pytest.Config) -> Path | None:
@@ -186,7 +188,12 @@ def saved_run(config: pytest.Config) -> Path | None:
     files = Path(session.storage.path).rglob("*.json")
     recent = [file for file in files if file.stat().st_mtime >= config.stash[_STARTED]]
     newest = max(recent, key=lambda file: file.stat().st_mtime, default=None)
-    return newest and newest.relative_to(Path.cwd()) if newest and newest.is_relative_to(Path.cwd()) else newest
+    return newest and shown(newest)
+
+
+def shown(path: Path) -> Path:
+    """Return a path as users would write it: relative where it is inside the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @pytest.hookimpl(trylast=True)
@@ -206,6 +213,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"Saved in part as {saved}, which serves no comparison: {why}.")
     elif saved:
         terminalreporter.write_line(f"Saved as {saved}. Show it again: python -m reports table {saved}")
-        terminalreporter.write_line("Next: pytest benchmarks -k int8, or compare a change with --benchmark-compare")
-    else:
-        terminalreporter.write_line("Next: keep the run with --benchmark-save=NAME; -v adds flips, error and coverage.")

@@ -4,123 +4,86 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from reports.record import Record, case_id
+from reports.figures import figure_text
+from reports.recommendation import Candidate, assess, best, quantized_cases
+from reports.record import Record
+from reports.requirements import Requirements, drop_text, parse_requirements
 from reports.tables import delta_text, is_share, metric_text, speed_text
-
-# The loss a user is taken to accept: one point of a share, one per cent of another metric.
-TOLERATED_LOSS = 0.01
-TOLERATED_AGREEMENT = 0.95
 
 
 def advise(records: Sequence[Record]) -> str:
     """Name the best case of the model with most rows, the largest of several such, in one sentence.
 
-    Best is the shortest measured time among the cases whose loss of accuracy is, at the far end of its interval, under
-    a point (without labels: that agree with float on at least 95 % of the samples). A case that was not measured, such
-    as a simulated one, is only ever named for its size.
+    Best is what :mod:`reports.recommendation` finds under the usual requirements.
     """
-    cases = [record for record in records if record["kind"] == "inference" and not _is_float(record)]
+    cases = quantized_cases(records)
     if not cases:
         return "There is no quantized case to recommend."
     rows = Counter(record["case"]["model"] for record in cases)
     parameters = {record["case"]["model"]: record["model"].get("parameters") or 0 for record in cases}
     model = min(rows, key=lambda name: (-rows[name], -parameters[name], name))
-    return f"{model}: {_about([record for record in cases if record['case']['model'] == model])}."
+    usual = parse_requirements()
+    candidates = assess([record for record in cases if record["case"]["model"] == model], usual)
+    return f"{model}: {in_words(candidates, usual)}."
 
 
-def _is_float(record: Record) -> bool:
-    return record["case"]["bits"] == "fp32"
+def in_words(candidates: Sequence[Candidate], requirements: Requirements) -> str:
+    """Which of these cases of one model to ship and why, as a sentence without its end."""
+    chosen = best(candidates)
+    if chosen is None:
+        return _for_nothing(candidates, requirements)
+    if chosen.is_faster:
+        return _for_speed(chosen, candidates)
+    return _for_size(chosen, [one for one in candidates if one.qualifies], requirements)
 
 
-def _about(cases: Sequence[Record]) -> str:
-    judged = [record for record in cases if not math.isnan(_loss(record))]
-    keeping = [record for record in judged if _keeps(record)]
-    faster = [record for record in keeping if _is_faster(record)]
-    if faster:
-        return _for_speed(min(faster, key=_time), cases)
-    if keeping:
-        return _for_size(keeping)
-    if not judged:
-        return f"the accuracy of no case is known ({len(cases)} tried), so none is recommended"
-    closest = min(judged, key=lambda record: (_loss(record), _time(record)))
-    samples = closest["accuracy"].get("n")
-    tried = f"{len(judged)} tried on {samples} samples" if samples else f"{len(judged)} tried"
-    shown = f"no case is shown to keep {_tolerance(closest)} ({tried})"
-    return f"{shown}; the most accurate is {case_id(closest)}, {_accuracy(closest)}"
-
-
-def _for_speed(best: Record, cases: Sequence[Record]) -> str:
-    milliseconds = 1000 * best["speed"]["p50"]
+def _for_speed(chosen: Candidate, candidates: Sequence[Candidate]) -> str:
+    record = chosen.record
     sentence = (
-        f"ship {case_id(best)}, {speed_text(best)} the speed of float on {best['case']['backend']} "
-        f"({milliseconds:.3g} ms), {_size(best)}{_accuracy(best)}"
+        f"ship {chosen.name}, {speed_text(record)} the speed of float on {record['case']['backend']} "
+        f"({1000 * chosen.seconds:.3g} ms), {_size(record)}{_accuracy(record)}"
     )
     floats = {
-        record["case"]["backend"]: record["speed"]["baseline_p50"]
-        for record in cases
-        if record["evidence"] == "measured" and record["speed"].get("baseline_p50") is not None
+        one.record["case"]["backend"]: one.record["speed"]["baseline_p50"]
+        for one in candidates
+        if one.record["evidence"] == "measured" and one.record["speed"].get("baseline_p50") is not None
     }
     quickest = min(floats, key=floats.__getitem__, default=None)
-    if quickest is not None and floats[quickest] < best["speed"]["p50"]:
+    if quickest is not None and floats[quickest] < chosen.seconds:
         return f"{sentence}; but float on {quickest} takes only {1000 * floats[quickest]:.3g} ms"
     return sentence
 
 
-def _for_size(keeping: Sequence[Record]) -> str:
-    no_speed = "was measured faster than float" if any(map(_is_timed, keeping)) else "has a measured speed"
-    sentence = f"no case that keeps {_tolerance(keeping[0])} {no_speed}"
-    sized = [record for record in keeping if record["size"].get("bytes") is not None]
-    if not sized:
+def _for_size(chosen: Candidate, qualified: Sequence[Candidate], requirements: Requirements) -> str:
+    timed = any(math.isfinite(one.seconds) for one in qualified)
+    no_speed = "was measured faster than float" if timed else "has a measured speed"
+    sentence = f"no case that keeps {_conditions(qualified[0], requirements)} {no_speed}"
+    if math.isinf(chosen.size):
         return f"{sentence}, and none has a known size"
-    smallest = min(sized, key=lambda record: record["size"]["bytes"])
-    return f"{sentence}; for size alone take {case_id(smallest)}, {_size(smallest)}{_accuracy(smallest)}"
+    return f"{sentence}; for size alone take {chosen.name}, {_size(chosen.record)}{_accuracy(chosen.record)}"
 
 
-def _loss(record: Record) -> float:
-    """What accuracy was lost, as a share of the tolerance's kind; NaN where nothing is known."""
-    accuracy = record["accuracy"]
-    if accuracy.get("delta") is not None:
-        return _worsening(record, accuracy["delta"])
-    agreement = record["fidelity"].get("agreement")
-    return math.nan if agreement is None else 1 - agreement
+def _for_nothing(candidates: Sequence[Candidate], requirements: Requirements) -> str:
+    judged = [one for one in candidates if one.drop and one.drop.loss is not None]
+    if not judged:
+        reasons = Counter(obstacle.reason for one in candidates for obstacle in one.obstacles[:1])
+        why = f": {reasons.most_common(1)[0][0]}" if any(reasons) else ""
+        return f"the accuracy of no case is judged ({len(candidates)} tried), so none is recommended{why}"
+    closest = min(judged, key=lambda one: (one.drop.loss, one.seconds))
+    samples = f" on {closest.drop.samples} samples" if closest.drop.samples else ""
+    shown = f"no case is shown to keep {_conditions(closest, requirements)} ({len(judged)} tried{samples})"
+    counts = Counter(obstacle.word for one in candidates for obstacle in one.obstacles[:1])
+    why = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    return f"{shown}: {why}; the most accurate is {closest.name}, {_accuracy(closest.record)}"
 
 
-def _keeps(record: Record) -> bool:
-    accuracy = record["accuracy"]
-    if accuracy.get("delta") is None:
-        return record["fidelity"]["agreement"] >= TOLERATED_AGREEMENT
-    bounds = accuracy.get("ci95")
-    return bool(bounds) and max(_worsening(record, bound) for bound in bounds) < TOLERATED_LOSS
-
-
-def _worsening(record: Record, delta: float) -> float:
-    accuracy = record["accuracy"]
-    worse = -delta if accuracy["better"] == "higher" else delta
-    if is_share(record):
-        return worse
-    return worse / abs(accuracy["baseline"]) if accuracy.get("baseline") else math.copysign(math.inf, worse)
-
-
-def _is_timed(record: Record) -> bool:
-    return math.isfinite(_time(record))
-
-
-def _time(record: Record) -> float:
-    """Median seconds where the runtime itself ran quantized, else infinity."""
-    p50 = record["speed"].get("p50")
-    return p50 if record["evidence"] == "measured" and p50 is not None else math.inf
-
-
-def _is_faster(record: Record) -> bool:
-    """Whether the whole interval of the speed lies above one."""
-    bounds = record["speed"].get("ci95")
-    return _is_timed(record) and bool(bounds) and record["speed"].get("ratio") is not None and bounds[0] > 1
-
-
-def _tolerance(record: Record) -> str:
-    if record["accuracy"].get("delta") is None:
-        return f"{100 * TOLERATED_AGREEMENT:.0f} % agreement with float"
-    return f"{record['accuracy']['metric']} within {'a point' if is_share(record) else '1 %'} of float"
+def _conditions(candidate: Candidate, requirements: Requirements) -> str:
+    """``accuracy within a point of float in at most 20 MB and 10 ms``."""
+    record = candidate.record
+    limits = (("size", requirements.max_size), ("time", requirements.max_latency))
+    most = [figure_text(record, metric, limit) for metric, limit in limits if limit is not None]
+    within = f" in at most {' and '.join(most)}" if most else ""
+    return drop_text(candidate.drop.limit, record["accuracy"].get("metric") or "accuracy") + within
 
 
 def _accuracy(record: Record) -> str:

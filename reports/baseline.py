@@ -36,11 +36,11 @@ def judged(head: Run, options: argparse.Namespace) -> Judgement | None:
         limits = [parse_limit(text) for text in options.fail or []]
     except LimitError as error:
         raise RunError(str(error)) from None
-    return judge(base, head, limits) if limits else _under_usual_limits(base, head)
+    return judge(base, head, limits) if limits else under_usual_limits(base, head)
 
 
-def _under_usual_limits(base: Run, head: Run) -> Judgement:
-    """Nobody asked for these limits, so it is no problem where one has nothing to judge, unless that goes for all."""
+def under_usual_limits(base: Run, head: Run) -> Judgement:
+    """Judge under limits nobody asked for: one that has nothing to judge is no problem, unless that goes for all."""
     limits = [parse_limit(text) for text in USUAL]
     judgement = judge(base, head, limits)
     effective = {finding.limit for finding in judgement.findings if finding.verdict != "not judged"}

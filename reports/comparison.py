@@ -1,7 +1,6 @@
 """Two runs side by side: what changed in each case, whether or not anyone set a limit on it."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from tabulate import tabulate
@@ -12,6 +11,7 @@ from reports.limits import Limit
 from reports.measures import is_share
 from reports.record import Record
 from reports.tables import NULL, margin, metric_text, rounded
+from reports.words import some
 
 _NOTES = (
     "Changes from the first run to the second, ± 95 %; of shares in points. Speed: time of float / time of case.",
@@ -57,12 +57,18 @@ def _change(pair: Pair, limit: Limit, decimals: int, unit: str = "") -> str:
     finding = finding_of(pair, limit)
     if finding is None or finding.loss is None:
         return NULL
+    text = change_text(finding, decimals, unit)
+    return text if text == _SAME else _flag(finding) + text
+
+
+def change_text(finding: Finding, decimals: int, unit: str = "") -> str:
+    """``-0.6 ±1.2`` and the unit: the change of a figure, of which the loss is known, in the limit's unit; ``=``."""
     if finding.interval == (0.0, 0.0) or (finding.interval is None and finding.loss == 0):
         return _SAME
     sign = -1.0 if _higher(finding) else 1.0
     change = sign * finding.loss
     bounds = sorted(sign * bound for bound in finding.interval or ())
-    return f"{_flag(finding)}{rounded(change, decimals, '+')}{margin(change, bounds, decimals, '+')}{unit}"
+    return rounded(change, decimals, "+") + margin(change, bounds, decimals, "+") + unit
 
 
 def _higher(finding: Finding) -> bool:
@@ -97,12 +103,8 @@ def _differences(judgement: Judgement) -> list[str]:
     """What a reader of the table must know besides: cases of one run alone, and where the other ran."""
     lines = [f"only in the first: {name} ({why})" for name, why in judgement.lost.items()]
     lines += [f"fails in the second: {name} ({how})" for name, how in judgement.failed.items()]
-    lines += [f"only in the second: {_some(judgement.added)}"] if judgement.added else []
+    lines += [f"only in the second: {some(judgement.added)}"] if judgement.added else []
     places: dict[str, list[str]] = {}
     for name, where in judgement.elsewhere.items():
         places.setdefault(where, []).append(name)
-    return lines + [f"ran elsewhere, so times are not compared: {_some(n)} ({where})" for where, n in places.items()]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return lines + [f"ran elsewhere, so times are not compared: {some(n)} ({where})" for where, n in places.items()]

@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy
 
+from reports.figures import figure
 from reports.limits import Limit
 from reports.machines import RUNTIME, differences, environment_of
 from reports.measures import MEASURES, Measure, is_share
-from reports.paired import Change, change
+from reports.paired import Change, Contributions, change
 from reports.record import Record, record_name, unpack_outcomes
 from reports.runs import Run
 from reports.scores import PAIRED, Scores, scores_of, shared_samples
@@ -107,6 +108,21 @@ def finding_of(pair: Pair, limit: Limit) -> Finding | None:
     return _exact(pair, limit, measure, *values)
 
 
+def finding_against_float(record: Record, limit: Limit) -> Finding:
+    """Judge what a case lost of its own metric, or of agreement, against float on the same samples.
+
+    The limit must be one that speaks of what the record knows; :func:`decided` gives the verdict.
+    """
+    name, accuracy = record_name(record), record["accuracy"]
+    if limit.metric == "agreement":
+        found, samples = _disagreement(record)
+        return _of_change(name, limit, found, True, samples)
+    interval = accuracy.get("ci95") and Interval(*accuracy["ci95"], accuracy.get("interval_method") or "as recorded")
+    p_value = accuracy.get("p_value")
+    found = Change(accuracy["baseline"], accuracy["value"], interval or None, 1.0 if p_value is None else p_value)
+    return _of_change(name, limit, found, accuracy["better"] == "higher", accuracy.get("n"))
+
+
 def decided(findings: Sequence[Finding]) -> list[Finding]:
     """Give findings with an interval their verdicts, with Holm's correction over all that were tested."""
     tested = [index for index, finding in enumerate(findings) if finding.p_value is not None]
@@ -152,19 +168,29 @@ def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
         found = Change(*(part.value() for part in parts), Interval(0.0, 0.0, "the same outputs"), p_value=1.0)
     else:
         found = change(*parts, None if after.clusters is None else after.clusters[:n])
-    return _of_change(pair, limit, found, measure.higher_is_better(pair.before), n)
+    return _of_change(pair.name, limit, found, measure.higher_is_better(pair.before), n)
 
 
-def _of_change(pair: Pair, limit: Limit, found: Change, higher: bool, n: int) -> Finding:
+def _disagreement(record: Record) -> tuple[Change, int | None]:
+    """The change from agreeing with float on every sample, by the samples where a record keeps them."""
+    if not record["scores"].get("agreement"):
+        value, *ends = figure(record, "agreement")
+        return Change(1.0, value, Interval(*(end - 1 for end in ends), "Wilson"), 1.0), record["fidelity"].get("n")
+    scores = scores_of(record)
+    agreeing = scores.contributions["agreement"]
+    always = Contributions(numpy.ones_like(agreeing.numerators))
+    clusters = None if scores.clusters is None else scores.clusters[: len(agreeing)]
+    return change(always, agreeing, clusters), len(agreeing)
+
+
+def _of_change(case: str, limit: Limit, found: Change, higher: bool, n: int | None) -> Finding:
     scale = _scale(limit, found.before)
     if scale is None or not math.isfinite(found.after - found.before):
-        return _without_unit(pair, limit, found.before, found.after)
+        return _without_unit(case, limit, found.before, found.after)
     sign = -scale if higher else scale
     bounds = found.interval and tuple(sorted(sign * bound for bound in found.interval[:2]))
     loss = sign * (found.after - found.before)
-    return Finding(
-        pair.name, limit, "inconclusive", found.before, found.after, loss, bounds, found.p_value, n, reason=None
-    )
+    return Finding(case, limit, "inconclusive", found.before, found.after, loss, bounds, found.p_value, n)
 
 
 def _timed(pair: Pair, limit: Limit, measure: Measure) -> Finding:
@@ -193,7 +219,7 @@ def _exact(pair: Pair, limit: Limit, measure: Measure, before: float, after: flo
     """Judge a figure that has no sampling error."""
     scale = _scale(limit, before)
     if scale is None and after != before:
-        return _without_unit(pair, limit, before, after)
+        return _without_unit(pair.name, limit, before, after)
     loss = (scale or 1.0) * (before - after if measure.higher_is_better(pair.before) else after - before)
     return Finding(pair.name, limit, "regressed" if loss > limit.amount else "pass", before, after, loss)
 
@@ -205,11 +231,11 @@ def _scale(limit: Limit, before: float) -> float | None:
     return 100.0 if limit.unit == "points" else 1.0
 
 
-def _without_unit(pair: Pair, limit: Limit, before: float, after: float) -> Finding:
+def _without_unit(case: str, limit: Limit, before: float, after: float) -> Finding:
     if before == after:
-        return Finding(pair.name, limit, "pass", before, after, 0.0, reason="equal")
+        return Finding(case, limit, "pass", before, after, 0.0, reason="equal")
     reason = f"the baseline is {before:g}, of which there is no percentage: limit {limit.metric} in its own unit"
-    return Finding(pair.name, limit, "not judged", before, after, reason=reason)
+    return Finding(case, limit, "not judged", before, after, reason=reason)
 
 
 def _decide(finding: Finding, p_value: float | None) -> Finding:

@@ -13,6 +13,7 @@ import numpy
 
 from reports.figures import Figure, figure, figure_text, higher_is_better, quality_metric
 from reports.record import Record, record_name
+from reports.words import some
 
 COSTS = {"time": "latency", "size": "size", "memory": "peak memory"}
 
@@ -107,7 +108,7 @@ def front_text(found: Front) -> str:
         lines.append(f"  {record_name(record):{width}}  {figures}{_simulated(record)}")
         if group.tied:
             names = [record_name(point.record) for point in group.tied]
-            lines.append(f"    not shown to be worse: {_some(names)}")
+            lines.append(f"    not shown to be worse: {some(names)}")
     if found.dominated:
         lines.append(f"  dominated beyond both intervals: {len(found.dominated)}")
     if found.missing:
@@ -155,7 +156,3 @@ def _exactly_equal(column: Figure) -> numpy.ndarray:
 
 def _simulated(record: Record) -> str:
     return "" if record["evidence"] == "measured" else f"  {record['evidence']}"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

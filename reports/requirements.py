@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.limits import Limit, LimitError, parse_limit
 from reports.measures import MEASURES, is_share
@@ -64,7 +64,7 @@ def parse_drop(text: str) -> Limit:
         raise LimitError(
             f"{text!r} is no drop of accuracy: it is of accuracy, agreement, or a model's own metric by name."
         )
-    return limit
+    return replace(limit, text=text)
 
 
 def parse_size(text: str) -> float:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from reports.advice import advise
 from reports.costs import cost_table, peer_table
 from reports.record import Record
 from reports.tables import table
@@ -11,6 +10,8 @@ from reports.tables import table
 
 def summary(records: Sequence[Record], verbose: bool = False, format: Literal["simple", "github"] = "simple") -> str:
     """The tables of valid records, the cases' own first, separated by empty lines."""
+    from reports.advice import advise  # imports numpy, before which threads must be pinned
+
     costs, peers = ([record for record in records if record["kind"] == kind] for kind in ("quantize", "peer"))
     others = [record for record in records if record["kind"] not in ("quantize", "peer")]
     parts = [table(others, verbose, format), advise(others)] if others or not records else []

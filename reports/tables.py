@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from reports.measures import is_share
 from reports.record import Record, case_id, record_name
+from reports.words import some
 
 WIDTH = 100
 NULL = "–"
@@ -291,11 +292,7 @@ def _scope(affected: Sequence[Record], records: Sequence[Record]) -> str:
             named.append(sorted(words))
     if named and len(min(named, key=len)) <= 3:
         return ", ".join(min(named, key=len))
-    return _some(sorted({record_name(record) for record in affected}))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return some(sorted({record_name(record) for record in affected}))
 
 
 def _scheme_notes(records: Sequence[Record]) -> list[str]:
@@ -308,7 +305,7 @@ def _scheme_notes(records: Sequence[Record]) -> list[str]:
     for name, schemes in siblings.items():
         differences.setdefault(_scheme_difference(schemes), []).append(name)
     differences.pop("", None)
-    return [f"* {_some(names)}: backends ran different schemes: {text}." for text, names in differences.items()]
+    return [f"* {some(names)}: backends ran different schemes: {text}." for text, names in differences.items()]
 
 
 def _scheme_difference(schemes: dict[str, dict[str, str]]) -> str:

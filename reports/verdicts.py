@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reports.words import some
+
 if TYPE_CHECKING:
     from reports.judgement import Finding, Judgement, Verdict
     from reports.runs import Run
@@ -67,8 +69,8 @@ def sections(judgement: "Judgement") -> list[Section]:
         ("lost", [f"{case}: {why}" for case, why in judgement.lost.items()]),
         ("newly failed", [f"{case}: {how}" for case, how in judgement.failed.items()]),
         ("inconclusive", [finding_text(finding) for finding in _worst_first(_with(findings, "inconclusive"))]),
-        ("not judged", _gathered({_label(f): f.reason or "" for f in _with(findings, "not judged")})),
-        ("ran elsewhere, so times are not compared", _gathered(judgement.elsewhere)),
+        ("not judged", gathered({_label(f): f.reason or "" for f in _with(findings, "not judged")})),
+        ("ran elsewhere, so times are not compared", gathered(judgement.elsewhere)),
         ("new", judgement.added),
         ("notes", judgement.notes),
         ("passed", [finding_text(finding) for finding in _with(findings, "pass")]),
@@ -125,15 +127,12 @@ def _worst_first(findings: "Sequence[Finding]") -> "list[Finding]":
     return sorted(findings, key=excess, reverse=True)
 
 
-def _gathered(reasons: dict[str, str]) -> list[str]:
+def gathered(reasons: dict[str, str]) -> list[str]:
     """One line for each reason, with the first few it concerns."""
     named: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         named.setdefault(reason, []).append(name)
-    return [
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
-        for reason, names in named.items()
-    ]
+    return [f"{some(names)}: {reason}" for reason, names in named.items()]
 
 
 def _count(number: int, word: str) -> str:

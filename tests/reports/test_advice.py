@@ -11,6 +11,10 @@ def fast(ratio, milliseconds, spread=0.05):
     return {"speed.ratio": ratio, "speed.ci95": bounds, "speed.p50": milliseconds / 1000}
 
 
+def agreement(share):
+    return {"fidelity.agreement": share, "fidelity.n": 500}
+
+
 def one_sentence(text):
     assert text.endswith(".")
     assert "\n" not in text
@@ -94,12 +98,14 @@ def test_a_float_that_is_faster_elsewhere_is_admitted(make_record):
 
 def test_without_labels_agreement_decides(make_record):
     unlabelled = {"accuracy": {"reason": "no labels"}}
-    agreeing = make_record("mobilenet_v2-static-int8-torch", **unlabelled, **{"fidelity.agreement": 0.95})
+    agreeing = make_record("mobilenet_v2-static-int8-torch", **unlabelled, **agreement(0.98))
     text = one_sentence(advise([agreeing]))
     assert text.startswith("mobilenet_v2: ship mobilenet_v2-static-int8-torch, ")
-    assert text.endswith("agreeing with float on 95.0 % of the samples.")
-    differing = make_record("mobilenet_v2-static-int8-torch", **unlabelled, **{"fidelity.agreement": 0.94})
-    assert "no case is shown to keep 95 % agreement with float (1 tried)" in one_sentence(advise([differing]))
+    assert text.endswith("agreeing with float on 98.0 % of the samples.")
+    differing = make_record("mobilenet_v2-static-int8-torch", **unlabelled, **agreement(0.955))
+    assert "no case is shown to keep 95 % agreement with float (1 tried on 500 samples)" in one_sentence(
+        advise([differing])
+    )
 
 
 def test_a_metric_where_lower_is_better_is_held_to_one_per_cent(make_record):
@@ -125,7 +131,9 @@ def test_the_model_with_most_rows_is_advised_on(make_record):
 
 def test_nothing_known_and_nothing_there(make_record):
     blind = make_record(accuracy={"reason": "no labels"}, fidelity={"reason": "no outputs"})
-    assert "the accuracy of no case is known (1 tried), so none is recommended" in one_sentence(advise([blind]))
+    assert "the accuracy of no case is judged (1 tried), so none is recommended: no labels" in one_sentence(
+        advise([blind])
+    )
     assert advise([]) == advise([make_record("minilm-float-fp32-torch")]) == "There is no quantized case to recommend."
 
 
