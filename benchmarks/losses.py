@@ -39,6 +39,11 @@ class Parts(NamedTuple):
     race: Samples
     verification: Samples
 
+    @property
+    def sources(self) -> int:
+        """How many origins the samples of the verification have; no fewer than show so small a loss are enough."""
+        return len(np.unique(self.verification.clusters))
+
 
 @dataclass(frozen=True)
 class Drop:

@@ -16,6 +16,7 @@ from benchmarks.matrix import Case
 from benchmarks.prices import Price, by_price, price
 from benchmarks.workshop import Artifact, Workshop, calibration_batches
 from quant.replaying import recipe_of
+from quant.scheme import Scheme
 from quant.search import COMES_AFTER, Loss, OutOfTime, Race, Step, race
 
 _QUICK_WAVES = 2
@@ -103,7 +104,7 @@ class Search:
         self._workshop, self._losses, self._rungs, self._bounds, self._tell = workshop, losses, rungs, bounds, tell
         self._calibration = workshop.calibration(rungs[0].first.model)
         self._prices: dict[Case, Price] = {}
-        self._errors: dict[Case, float] = {}
+        self._errors: dict[tuple[str, Scheme], float] = {}
         self._made: Artifact | None = None
 
     def run(self) -> Found:
@@ -145,7 +146,7 @@ class Search:
             artifact = self._artifact(case)
             with _refusing():
                 loss = self._losses.seen(artifact, samples)
-            self._errors[case] = self._losses.error(artifact)
+            self._errors[_numbers(case)] = self._losses.error(artifact)
             return loss
 
         def verify(case: Case) -> Loss:
@@ -171,14 +172,14 @@ class Search:
         """Return why a case need not be judged: what is known of others leaves no hope for it."""
         failed = {other: step.outcome for other, step in found.steps.items() if step.outcome in _FAILED}
         for other in failed:
-            if (other.method, other.scheme) == (case.method, case.scheme):
+            if _numbers(other) == _numbers(case):
                 return f"the same numbers failed as {other}"
-        rung, _ = found.priced[found.place_of(case)]
-        lossy = [other for other, outcome in failed.items() if outcome == _LOSSY and other not in rung.cases]
-        if case == rung.first or rung.first not in self._errors or not lossy:
+        first = found.priced[found.place_of(case)][0].first
+        lossy = [other for other, outcome in failed.items() if outcome == _LOSSY and other.scheme != case.scheme]
+        if case == first or _numbers(first) not in self._errors or not lossy:
             return None
-        worse = min(lossy, key=self._errors.__getitem__)
-        expected, enough = _LEAST_LEFT * self._errors[rung.first], self._errors[worse]
+        worse = min(lossy, key=lambda other: self._errors[_numbers(other)])
+        expected, enough = _LEAST_LEFT * self._errors[_numbers(first)], self._errors[_numbers(worse)]
         if expected < enough:
             return None
         return f"its outputs would be off by {expected:.2g} at best, and {worse}, off by {enough:.2g}, {_LOSSY}"
@@ -221,6 +222,11 @@ def _refusing() -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+
+
+def _numbers(case: Case) -> tuple[str, Scheme]:
+    """Return what decides a case's integers, which all backends share."""
+    return case.method, case.scheme
 
 
 def _ahead(found: Found) -> list[Rung]:
