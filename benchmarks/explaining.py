@@ -8,7 +8,7 @@ from tabulate import tabulate
 from benchmarks.losses import Drop, outcome_text
 from benchmarks.matrix import Case
 from benchmarks.prices import quickest_float
-from benchmarks.searching import Bounds, Found
+from benchmarks.searching import SAME_NUMBERS, Bounds, Found
 from quant.search import COMES_AFTER, Loss, Step
 from reports.record import plain
 from reports.tables import NULL, three_digits
@@ -107,14 +107,18 @@ def recipe_document(found: Found, drop: Drop, bounds: Bounds) -> dict[str, objec
 
 
 def _alternatives(found: Found, drop: Drop) -> str:
-    """The table of what was judged, and of what would have been next."""
-    steps = sorted(found.steps.values(), key=lambda step: step.reason == COMES_AFTER)
-    judged = sum(step.reason != COMES_AFTER for step in steps)
-    shown = steps[: max(judged, _ROWS)]
+    """The table of what was judged and of what would have been next, the cheapest first."""
+    steps = sorted(found.steps.values(), key=lambda step: found.place_of(step.candidate))
+    elsewhere = [step for step in steps if (step.reason or "").startswith(SAME_NUMBERS)]
+    behind = [step for step in steps if step.reason == COMES_AFTER]
+    judged = [step for step in steps if step not in elsewhere and step not in behind]
+    shown = behind[: max(0, _ROWS - len(judged))]
     headers = ("candidate", "MB", "ms", "what it would lose")
-    lines = [tabulate([_row(found, step, drop) for step in shown], headers, disable_numparse=True)]
-    if len(shown) < len(steps):
-        lines.append(f"{len(steps) - len(shown)} more come after these.")
+    lines = [tabulate([_row(found, step, drop) for step in (*judged, *shown)], headers, disable_numparse=True)]
+    if len(shown) < len(behind):
+        lines.append(f"{len(behind) - len(shown)} more come after these.")
+    if elsewhere:
+        lines.append(f"{len(elsewhere)} more hold the same numbers as one that failed, on another backend.")
     lines += [f"{case}: {reason}." for case, reason in found.refused.items()]
     return "\n".join(lines)
 

@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 
     @property
     def sources(self) -> int:
-        """How many origins the samples of the verification have; no fewer than show so small a loss are enough."""
+        """How many origins the samples of the verification have: the independent ones among them."""
         return len(np.unique(self.verification.clusters))
 
 

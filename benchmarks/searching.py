@@ -23,6 +23,7 @@ _QUICK_WAVES = 2
 """How many methods of a rung are tried although something dearer holds already."""
 _LEAST_LEFT = 0.4
 """No method leaves less of the error of the quickest one: at 4 bits in groups of 128, 0.13 of 0.31."""
+SAME_NUMBERS = "the same numbers failed as"
 _LOSSY = "loses too much"
 _FAILED = (_LOSSY, "not shown", "did not hold")
 
@@ -173,7 +174,7 @@ class Search:
         failed = {other: step.outcome for other, step in found.steps.items() if step.outcome in _FAILED}
         for other in failed:
             if _numbers(other) == _numbers(case):
-                return f"the same numbers failed as {other}"
+                return f"{SAME_NUMBERS} {other}"
         first = found.priced[found.place_of(case)][0].first
         lossy = [other for other, outcome in failed.items() if outcome == _LOSSY and other.scheme != case.scheme]
         if case == first or _numbers(first) not in self._errors or not lossy:

@@ -103,6 +103,8 @@ def test_the_same_numbers_are_not_judged_on_another_backend_once_they_failed(run
     result = run({first: SMALL, again: MIDDLE}, {first.first: 0.05})
     assert result.found.steps[again.first].reason == "the same numbers failed as toy-mse-int4-torch"
     assert again.first not in [case for case, _ in result.workshop.answered]
+    text = explanation(result.found, result.drop, result.bounds)
+    assert "1 more hold the same numbers as one that failed, on another backend." in text
 
 
 def test_bounds_leave_out_what_is_too_large_too_slow_or_not_timed(run):
