@@ -19,7 +19,7 @@ _ROWS = 12
 def explanation(found: Found, drop: Drop, bounds: Bounds) -> str:
     """Say what was chosen and why, what every alternative would lose, and what the search cost."""
     parts = [" ".join(reasons(found, drop, bounds)) if found.chosen else nothing_holds(found, drop)]
-    if found.priced:
+    if found.steps:
         parts.append(_alternatives(found, drop))
     if found.answered:
         share = found.answered / found.exhaustive

@@ -21,6 +21,8 @@ from quant.search import COMES_AFTER, Loss, OutOfTime, Race, Step, race
 
 _QUICK_WAVES = 2
 """How many methods of a rung are tried although something dearer holds already."""
+_MOST_REFUSALS = 3
+"""Times that may be refused before the machine is taken to be too busy for any."""
 _LEAST_LEFT = 0.4
 """No method leaves less of the error of the quickest one: at 4 bits in groups of 128, 0.13 of 0.31."""
 SAME_NUMBERS = "the same numbers failed as"
@@ -107,6 +109,7 @@ class Search:
         self._prices: dict[Case, Price] = {}
         self._errors: dict[tuple[str, Scheme], float] = {}
         self._made: Artifact | None = None
+        self._refusals = 0
 
     def run(self) -> Found:
         """Return what was found, all of it or until time was over."""
@@ -197,7 +200,9 @@ class Search:
         if case not in self._prices:
             artifact = self._artifact(case)
             with _refusing():
-                self._prices[case] = price(self._workshop, artifact, self._losses.parts.race)
+                found = price(self._workshop, artifact, self._losses.parts.race, self._refusals >= _MOST_REFUSALS)
+            self._refusals += found.refused
+            self._prices[case] = found
         return self._prices[case]
 
     def _artifact(self, case: Case) -> Artifact:

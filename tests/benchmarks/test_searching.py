@@ -29,10 +29,18 @@ def run(monkeypatch):
         drop = drop_of(model, text)
         workshop = FakeWorkshop(model, wrong)
         of_case = {case: price for rung, price in prices.items() for case in rung.cases}
-        monkeypatch.setattr(searching, "price", lambda workshop, artifact, samples: of_case[artifact.case])
+        monkeypatch.setattr(
+            searching, "price", lambda workshop, artifact, samples, busy: asked(of_case[artifact.case], busy)
+        )
         monkeypatch.setattr(
             searching, "recipe_of", lambda quantized, batches, granularity: {"method": quantized.method}
         )
+        busy_when_asked: list[bool] = []
+
+        def asked(price, busy):
+            busy_when_asked.append(busy)
+            return price
+
         answer, left = workshop.answers, iter(range(time or 10**6))
 
         def timed(artifact, samples):
@@ -43,7 +51,7 @@ def run(monkeypatch):
         workshop.answers = timed
         losses = Losses(workshop, model, drop, parts_of(model, drop))
         found = Search(workshop, losses, list(prices), bounds).run()
-        return SimpleNamespace(found=found, workshop=workshop, drop=drop, bounds=bounds)
+        return SimpleNamespace(found=found, workshop=workshop, drop=drop, bounds=bounds, busy=busy_when_asked)
 
     return search
 
@@ -124,6 +132,12 @@ def test_times_that_were_refused_are_told(run):
     assert "1 could not be timed and may be faster: the cores were busy." in explanation(
         result.found, result.drop, result.bounds
     )
+
+
+def test_after_three_refused_times_no_more_are_taken(run):
+    refused = Price(900, reason="the cores were busy", refused=True)
+    result = run({rung("mse", bits=bits): refused for bits in ("int3", "int4", "int5", "int6", "int8")}, {})
+    assert result.busy[:5] == [False, False, False, True, True]
 
 
 def test_where_nothing_fits_one_sentence_says_why(run):
