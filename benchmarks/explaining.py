@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from benchmarks.losses import Drop, outcome_text
 from benchmarks.matrix import Case
-from benchmarks.prices import quickest_float
+from benchmarks.prices import Price, quickest_float
 from benchmarks.searching import SAME_NUMBERS, Bounds, Found
 from quant.search import COMES_AFTER, Loss, Step
 from reports.record import plain
@@ -39,7 +39,7 @@ def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
         f"On {chosen.verified.samples} samples no look had used it {_loses(chosen.verified, drop)}; {drop} is allowed.",
     ]
     place = found.place_of(chosen.case)
-    fast = _is_fast(found, place)
+    fast = _is_fast(found, chosen.price)
     if place == 0:
         sentences.append(f"Nothing that was tried is {'shown to be faster' if fast else 'smaller'}.")
     else:
@@ -143,17 +143,16 @@ def _fate(found: Found, step: Step[Case], drop: Drop) -> str:
         return outcome_text(step, drop.unit)
     if step.reason != COMES_AFTER:
         return step.reason
-    own, best = (found.place_of(case) for case in (step.candidate, found.chosen.case))
-    price = found.price_of(step.candidate)
-    if _is_fast(found, own):
-        return f"not judged: {price.seconds / found.chosen.price.seconds:.2f}× the time"
+    own, best = found.price_of(step.candidate), found.chosen.price
+    if _is_fast(found, own) and _is_fast(found, best):
+        return f"not judged: {own.seconds / best.seconds:.2f}× the time"
     if _is_fast(found, best):
         return "not judged: not shown to be faster than float"
-    return f"not judged: {price.size / found.chosen.price.size:.2f}× the size"
+    return f"not judged: {own.size / best.size:.2f}× the size"
 
 
-def _is_fast(found: Found, place: int) -> bool:
-    return found.priced[place][1].high < quickest_float(price for _, price in found.priced)
+def _is_fast(found: Found, price: Price) -> bool:
+    return price.high < quickest_float(price for _, price in found.priced)
 
 
 def _loses(loss: Loss, drop: Drop) -> str:

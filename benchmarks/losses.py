@@ -180,7 +180,9 @@ class Losses:
 def outcome_text(step: Step, unit: str) -> str:
     """``holds: loses 0.2 points, -0.3 to 0.7, on 1265 fresh samples``."""
     known = step.verified or step.loss
-    if step.outcome == "failed" or known is None:
+    if step.outcome == "failed":
+        return step.reason
+    if known is None:
         return f"{step.outcome}: {step.reason}"
     words = {
         "chosen": "holds",

@@ -68,6 +68,7 @@ class Found:
 
     priced      the rungs within the bounds with their prices, the cheapest first
     refused     first case of each other rung -> what is against it
+    prices      case -> what it costs itself, of those that were made
     steps       case -> what became of it
     chosen      None where nothing was shown to hold
     over        whether time ended it
@@ -77,6 +78,7 @@ class Found:
 
     priced: list[tuple[Rung, Price]] = field(default_factory=list)
     refused: dict[Case, str] = field(default_factory=dict)
+    prices: dict[Case, Price] = field(default_factory=dict)
     steps: dict[Case, Step[Case]] = field(default_factory=dict)
     chosen: Chosen | None = None
     over: bool = False
@@ -89,8 +91,8 @@ class Found:
         return Race(list(self.steps.values())).closest
 
     def price_of(self, case: Case) -> Price:
-        """Return what a case's rung costs to run."""
-        return self.priced[self.place_of(case)][1]
+        """Return what a case costs to run: what the first of its rung does, unless it was made itself."""
+        return self.prices.get(case) or self.priced[self.place_of(case)][1]
 
     def place_of(self, case: Case) -> int:
         """Return the place of a case's rung in the order of prices."""
@@ -113,7 +115,7 @@ class Search:
 
     def run(self) -> Found:
         """Return what was found, all of it or until time was over."""
-        found = Found()
+        found = Found(prices=self._prices)
         try:
             self._price_all(found)
         except OutOfTime:
@@ -147,6 +149,9 @@ class Search:
 
     def _race(self, found: Found, cases: Sequence[Case]) -> None:
         def judge(case: Case, samples: int) -> Loss:
+            obstacle = self._bounds.obstacle(self._price(case)) or self._dearer(found, case)
+            if obstacle:
+                raise ValueError(obstacle)
             artifact = self._artifact(case)
             with _refusing():
                 loss = self._losses.seen(artifact, samples)
@@ -154,9 +159,6 @@ class Search:
             return loss
 
         def verify(case: Case) -> Loss:
-            obstacle = self._bounds.obstacle(self._price(case))
-            if obstacle:
-                raise ValueError(obstacle)
             artifact = self._artifact(case)
             with _refusing():
                 return self._losses.verified(artifact)
@@ -171,6 +173,16 @@ class Search:
         found.over = run.is_over
         if run.winner:
             found.chosen = self._chosen(run.winner)
+
+    def _dearer(self, found: Found, case: Case) -> str | None:
+        """Return why a case is no better than what holds already, though the first of its rung would be."""
+        if found.chosen is None:
+            return None
+        own = self._price(case)
+        known = [(rung.first, cost) for rung, cost in found.priced if rung.first not in (case, found.chosen.case)]
+        order = [one for one, _ in by_price([(found.chosen.case, found.chosen.price), (case, own), *known])]
+        dearer = order.index(case) > order.index(found.chosen.case)
+        return f"itself no better than {found.chosen.case}: {own}" if dearer else None
 
     def _hopeless(self, found: Found, case: Case) -> str | None:
         """Return why a case need not be judged: what is known of others leaves no hope for it."""

@@ -141,6 +141,6 @@ def test_outcomes_in_words():
     assert outcome_text(Step("a", "chosen", loss, fresh), " %") == (
         "holds: loses 0.25 %, -0.2 to 0.7, on 900 fresh samples"
     )
-    assert outcome_text(Step("a", "failed", reason="no kernel"), " %") == "failed: no kernel"
+    assert outcome_text(Step("a", "failed", reason="no kernel"), " %") == "no kernel"
     over = outcome_text(Step("a", "not judged", loss, reason="the time was over"), "")
     assert over == "not judged to the end (the time was over): loses 0.2, -0.3 to 0.7, on 64 samples"

@@ -24,11 +24,11 @@ def rung(*methods, bits="int4", backend="torch"):
 def run(monkeypatch):
     """Searches rungs of given prices, where every case is wrong on a given share of the samples."""
 
-    def search(prices, wrong, bounds=NO_BOUNDS, text="1pp", time=None):
+    def search(prices, wrong, bounds=NO_BOUNDS, text="1pp", time=None, own=None):
         model = make_model()
         drop = drop_of(model, text)
         workshop = FakeWorkshop(model, wrong)
-        of_case = {case: price for rung, price in prices.items() for case in rung.cases}
+        of_case = {case: price for rung, price in prices.items() for case in rung.cases} | (own or {})
         monkeypatch.setattr(
             searching, "price", lambda workshop, artifact, samples, busy: asked(of_case[artifact.case], busy)
         )
@@ -83,6 +83,15 @@ def test_a_better_method_is_tried_where_the_quick_one_failed_and_something_deare
     assert result.found.chosen.case == case_of("gptq")
     assert result.found.steps[middle.first].outcome == "chosen"  # of the first wave
     assert case_of("adaround") not in result.found.steps
+
+
+def test_a_better_method_that_costs_more_itself_does_not_replace_what_holds(run):
+    small, middle = rung("mse", "gptq"), rung("mse", bits="int5")
+    dear = {case_of("gptq"): Price(250, reason="simulated")}
+    result = run({small: SMALL, middle: MIDDLE}, {small.first: 0.05}, own=dear)
+    assert result.found.chosen.case == middle.first
+    assert result.found.steps[case_of("gptq")].reason.startswith("itself no better than toy-mse-int5-torch: 0.00025 MB")
+    assert case_of("gptq") not in [case for case, _ in result.workshop.answered]
 
 
 def test_what_takes_minutes_is_tried_only_while_nothing_holds(run):
