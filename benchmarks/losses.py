@@ -26,6 +26,8 @@ from reports.statistics import tango
 FIRST_LOOK = 32
 AGREEMENT = "agreement"
 
+_COUNTED = ("accuracy", "top5", AGREEMENT)
+"""Metrics to which each sample adds one or nothing: how small a loss so many can show is known beforehand."""
 _RACED = 1 / 3
 _ENOUGH = 5
 """How many times the samples that show a loss within the limit if none flips."""
@@ -237,7 +239,7 @@ def _wanted(model: Model, drop: Drop) -> int:
 
 def _refuse_too_few(model: Model, drop: Drop, verification: Samples) -> None:
     share = _share_lost(drop)
-    if share is None:
+    if share is None or drop.metric not in _COUNTED:
         return
     best = tango(0, 0, len(verification)).high
     if best > share:

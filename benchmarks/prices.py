@@ -53,9 +53,8 @@ class Price:
 def price(workshop: Workshop, artifact: Artifact, samples: Samples, busy: bool = False) -> Price:
     """Return what an artefact costs to run on the first of the samples, timed interleaved with float.
 
-    On a machine that is too ``busy`` only a time is told that is known.
-
-    A time once taken on this machine is kept, so that a search that was stopped goes on with the same order.
+    A time once taken on this machine is kept, so that a search that was stopped goes on with the same order. Where the
+    machine is too ``busy`` to take any, only such a time is told.
     """
     size, executable = artifact.executable.size_bytes, artifact.executable
     reason = executable.untimed_reason or (None if executable.evidence == "measured" else _SIMULATED)

@@ -180,9 +180,11 @@ class Search:
             return None
         own = self._price(case)
         known = [(rung.first, cost) for rung, cost in found.priced if rung.first not in (case, found.chosen.case)]
-        order = [one for one, _ in by_price([(found.chosen.case, found.chosen.price), (case, own), *known])]
+        order = [
+            one for one, _ in by_price([(found.chosen.case, found.chosen.price), (case, self._price(case)), *known])
+        ]
         dearer = order.index(case) > order.index(found.chosen.case)
-        return f"itself no better than {found.chosen.case}: {own}" if dearer else None
+        return f"itself no better than {found.chosen.case}" if dearer else None
 
     def _hopeless(self, found: Found, case: Case) -> str | None:
         """Return why a case need not be judged: what is known of others leaves no hope for it."""

@@ -90,7 +90,7 @@ def test_a_better_method_that_costs_more_itself_does_not_replace_what_holds(run)
     dear = {case_of("gptq"): Price(250, reason="simulated")}
     result = run({small: SMALL, middle: MIDDLE}, {small.first: 0.05}, own=dear)
     assert result.found.chosen.case == middle.first
-    assert result.found.steps[case_of("gptq")].reason.startswith("itself no better than toy-mse-int5-torch: 0.00025 MB")
+    assert result.found.steps[case_of("gptq")].reason == "itself no better than toy-mse-int5-torch"
     assert case_of("gptq") not in [case for case, _ in result.workshop.answered]
 
 
