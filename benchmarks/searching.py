@@ -178,11 +178,9 @@ class Search:
         """Return why a case is no better than what holds already, though the first of its rung would be."""
         if found.chosen is None:
             return None
-        own = self._price(case)
         known = [(rung.first, cost) for rung, cost in found.priced if rung.first not in (case, found.chosen.case)]
-        order = [
-            one for one, _ in by_price([(found.chosen.case, found.chosen.price), (case, self._price(case)), *known])
-        ]
+        rivals = [(found.chosen.case, found.chosen.price), (case, self._price(case)), *known]
+        order = [one for one, _ in by_price(rivals)]
         dearer = order.index(case) > order.index(found.chosen.case)
         return f"itself no better than {found.chosen.case}" if dearer else None
 
