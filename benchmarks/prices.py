@@ -59,7 +59,7 @@ def price(workshop: Workshop, artifact: Artifact, samples: Samples, busy: bool =
     size, executable = artifact.executable.size_bytes, artifact.executable
     reason = executable.untimed_reason or (None if executable.evidence == "measured" else _SIMULATED)
     if reason:
-        return Price(size, reason=reason)
+        return Price(size, reason=reason.rstrip("."))
     section = _speed(workshop, artifact, samples, busy)
     if section["refused"]:
         return Price(size, reason=section["reason"].removeprefix("not timed: "), refused=True)

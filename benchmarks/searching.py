@@ -46,7 +46,7 @@ class Bounds:
         if self.latency is None or found.high <= self.latency:
             return None
         if found.seconds is None:
-            return f"its time is not known: {found.reason}"
+            return f"no time is known: {found.reason}"
         return f"too slow: {1e3 * found.seconds:.3g} ms, at most {1e3 * found.high:.3g}"
 
 

@@ -131,7 +131,7 @@ def test_bounds_leave_out_what_is_too_large_too_slow_or_not_timed(run):
     assert by_size.found.refused == {fast.first: "too large: 0.0009 MB", large.first: "too large: 0.0003 MB"}
     by_time = run({fast: FAST, small: SMALL}, {}, Bounds(latency=1.2))
     assert by_time.found.chosen.case == fast.first
-    assert by_time.found.refused == {small.first: "its time is not known: simulated"}
+    assert by_time.found.refused == {small.first: "no time is known: simulated"}
     assert run({fast: FAST}, {}, Bounds(latency=1.05)).found.refused[fast.first].startswith("too slow: 1e+03 ms")
 
 
