@@ -22,12 +22,7 @@ def explanation(found: Found, drop: Drop, bounds: Bounds) -> str:
     if found.steps:
         parts.append(_alternatives(found, drop))
     if found.answered:
-        share = found.answered / found.exhaustive
-        parts.append(
-            f"{found.answered:,} samples were evaluated, float's among them; judging all of the "
-            f"{sum(len(rung.cases) for rung, _ in found.priced)} candidates on as many samples would have taken "
-            f"{found.exhaustive:,} ({100 * share:.1f} % used)."
-        )
+        parts.append(_effort(found))
     return "\n\n".join(parts)
 
 
@@ -103,6 +98,15 @@ def recipe_document(found: Found, drop: Drop, bounds: Bounds) -> dict[str, objec
             "reasons": reasons(found, drop, bounds),
             "alternatives": dict(_fates(found, drop)),
         }
+    )
+
+
+def _effort(found: Found) -> str:
+    """How many samples were evaluated, beside what judging every candidate would take."""
+    used, candidates = 100 * found.answered / found.exhaustive, sum(len(rung.cases) for rung, _ in found.priced)
+    return (
+        f"{found.answered:,} samples were evaluated, float's among them: {used:.1f} % of the {found.exhaustive:,} that "
+        f"judging every candidate ({candidates}) on all of them would take."
     )
 
 
