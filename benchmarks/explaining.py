@@ -7,8 +7,8 @@ from tabulate import tabulate
 
 from benchmarks.losses import Drop, outcome_text
 from benchmarks.matrix import Case
-from benchmarks.prices import quickest_float
-from benchmarks.searching import Bounds, Found
+from benchmarks.prices import Price, quickest_float
+from benchmarks.searching import SAME_NUMBERS, Bounds, Found
 from quant.search import COMES_AFTER, Loss, Step
 from reports.record import plain
 from reports.tables import NULL, three_digits
@@ -19,15 +19,10 @@ _ROWS = 12
 def explanation(found: Found, drop: Drop, bounds: Bounds) -> str:
     """Say what was chosen and why, what every alternative would lose, and what the search cost."""
     parts = [" ".join(reasons(found, drop, bounds)) if found.chosen else nothing_holds(found, drop)]
-    if found.priced:
+    if found.steps:
         parts.append(_alternatives(found, drop))
     if found.answered:
-        share = found.answered / found.exhaustive
-        parts.append(
-            f"{found.answered:,} samples were evaluated, float's among them; judging all of the "
-            f"{sum(len(rung.cases) for rung, _ in found.priced)} candidates on as many samples would have taken "
-            f"{found.exhaustive:,} ({100 * share:.1f} % used)."
-        )
+        parts.append(_effort(found))
     return "\n\n".join(parts)
 
 
@@ -39,7 +34,7 @@ def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
         f"On {chosen.verified.samples} samples no look had used it {_loses(chosen.verified, drop)}; {drop} is allowed.",
     ]
     place = found.place_of(chosen.case)
-    fast = _is_fast(found, place)
+    fast = _is_fast(found, chosen.price)
     if place == 0:
         sentences.append(f"Nothing that was tried is {'shown to be faster' if fast else 'smaller'}.")
     else:
@@ -106,15 +101,28 @@ def recipe_document(found: Found, drop: Drop, bounds: Bounds) -> dict[str, objec
     )
 
 
+def _effort(found: Found) -> str:
+    """How many samples were evaluated, beside what judging every candidate would take."""
+    used, candidates = 100 * found.answered / found.exhaustive, sum(len(rung.cases) for rung, _ in found.priced)
+    return (
+        f"{found.answered:,} samples were evaluated, float's among them: {used:.1f} % of the {found.exhaustive:,} that "
+        f"judging every candidate ({candidates}) on all of them would take."
+    )
+
+
 def _alternatives(found: Found, drop: Drop) -> str:
-    """The table of what was judged, and of what would have been next."""
-    steps = sorted(found.steps.values(), key=lambda step: step.reason == COMES_AFTER)
-    judged = sum(step.reason != COMES_AFTER for step in steps)
-    shown = steps[: max(judged, _ROWS)]
+    """The table of what was judged and of what would have been next, the cheapest first."""
+    steps = sorted(found.steps.values(), key=lambda step: found.place_of(step.candidate))
+    elsewhere = [step for step in steps if (step.reason or "").startswith(SAME_NUMBERS)]
+    behind = [step for step in steps if step.reason == COMES_AFTER]
+    judged = [step for step in steps if step not in elsewhere and step not in behind]
+    shown = behind[: max(0, _ROWS - len(judged))]
     headers = ("candidate", "MB", "ms", "what it would lose")
-    lines = [tabulate([_row(found, step, drop) for step in shown], headers, disable_numparse=True)]
-    if len(shown) < len(steps):
-        lines.append(f"{len(steps) - len(shown)} more come after these.")
+    lines = [tabulate([_row(found, step, drop) for step in (*judged, *shown)], headers, disable_numparse=True)]
+    if len(shown) < len(behind):
+        lines.append(f"{len(behind) - len(shown)} more come after these.")
+    if elsewhere:
+        lines.append(f"{len(elsewhere)} more hold the same numbers as one that failed, on another backend.")
     lines += [f"{case}: {reason}." for case, reason in found.refused.items()]
     return "\n".join(lines)
 
@@ -139,17 +147,16 @@ def _fate(found: Found, step: Step[Case], drop: Drop) -> str:
         return outcome_text(step, drop.unit)
     if step.reason != COMES_AFTER:
         return step.reason
-    own, best = (found.place_of(case) for case in (step.candidate, found.chosen.case))
-    price = found.price_of(step.candidate)
-    if _is_fast(found, own):
-        return f"not judged: {price.seconds / found.chosen.price.seconds:.2f}× the time"
+    own, best = found.price_of(step.candidate), found.chosen.price
+    if _is_fast(found, own) and _is_fast(found, best):
+        return f"not judged: {own.seconds / best.seconds:.2f}× the time"
     if _is_fast(found, best):
         return "not judged: not shown to be faster than float"
-    return f"not judged: {price.size / found.chosen.price.size:.2f}× the size"
+    return f"not judged: {own.size / best.size:.2f}× the size"
 
 
-def _is_fast(found: Found, place: int) -> bool:
-    return found.priced[place][1].high < quickest_float(price for _, price in found.priced)
+def _is_fast(found: Found, price: Price) -> bool:
+    return price.high < quickest_float(price for _, price in found.priced)
 
 
 def _loses(loss: Loss, drop: Drop) -> str:

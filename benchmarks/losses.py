@@ -26,6 +26,8 @@ from reports.statistics import tango
 FIRST_LOOK = 32
 AGREEMENT = "agreement"
 
+_COUNTED = ("accuracy", "top5", AGREEMENT)
+"""Metrics to which each sample adds one or nothing: how small a loss so many can show is known beforehand."""
 _RACED = 1 / 3
 _ENOUGH = 5
 """How many times the samples that show a loss within the limit if none flips."""
@@ -38,6 +40,11 @@ class Parts(NamedTuple):
 
     race: Samples
     verification: Samples
+
+    @property
+    def sources(self) -> int:
+        """How many origins the samples of the verification have: the independent ones among them."""
+        return len(np.unique(self.verification.clusters))
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,9 @@ class Losses:
 def outcome_text(step: Step, unit: str) -> str:
     """``holds: loses 0.2 points, -0.3 to 0.7, on 1265 fresh samples``."""
     known = step.verified or step.loss
-    if step.outcome == "failed" or known is None:
+    if step.outcome == "failed":
+        return step.reason
+    if known is None:
         return f"{step.outcome}: {step.reason}"
     words = {
         "chosen": "holds",
@@ -230,7 +239,7 @@ def _wanted(model: Model, drop: Drop) -> int:
 
 def _refuse_too_few(model: Model, drop: Drop, verification: Samples) -> None:
     share = _share_lost(drop)
-    if share is None:
+    if share is None or drop.metric not in _COUNTED:
         return
     best = tango(0, 0, len(verification)).high
     if best > share:

@@ -50,16 +50,17 @@ class Price:
         return f"{size}, {1e3 * self.seconds:.3g} ms, {self.speed:.2f}× the speed of float there"
 
 
-def price(workshop: Workshop, artifact: Artifact, samples: Samples) -> Price:
+def price(workshop: Workshop, artifact: Artifact, samples: Samples, busy: bool = False) -> Price:
     """Return what an artefact costs to run on the first of the samples, timed interleaved with float.
 
-    A time once taken on this machine is kept, so that a search that was stopped goes on with the same order.
+    A time once taken on this machine is kept, so that a search that was stopped goes on with the same order. Where the
+    machine is too ``busy`` to take any, only such a time is told.
     """
     size, executable = artifact.executable.size_bytes, artifact.executable
     reason = executable.untimed_reason or (None if executable.evidence == "measured" else _SIMULATED)
     if reason:
-        return Price(size, reason=reason)
-    section = _speed(workshop, artifact, samples)
+        return Price(size, reason=reason.rstrip("."))
+    section = _speed(workshop, artifact, samples, busy)
     if section["refused"]:
         return Price(size, reason=section["reason"].removeprefix("not timed: "), refused=True)
     seconds, ratio, (slow, fast) = section["p50"], section["ratio"], section["ci95"]
@@ -94,7 +95,7 @@ def _ties_by_size(ordered: Sequence[tuple[Priced, Price]]) -> Iterator[tuple[Pri
         left = [one for one in left if one not in tied]
 
 
-def _speed(workshop: Workshop, artifact: Artifact, samples: Samples) -> dict[str, object]:
+def _speed(workshop: Workshop, artifact: Artifact, samples: Samples, busy: bool) -> dict[str, object]:
     baseline, settings = workshop.baseline(artifact.case), workshop.settings
     key = {
         "artifacts": [artifact.entry.digest, baseline.entry.digest],
@@ -106,6 +107,9 @@ def _speed(workshop: Workshop, artifact: Artifact, samples: Samples) -> dict[str
     refused: list[dict[str, object]] = []
 
     def build(folder: Path) -> None:
+        if busy:
+            refused.append({"refused": True, "reason": timing.TOO_BUSY})
+            raise _Refused
         workshop.report(f"timing {artifact.case}")
         inputs, twin = workshop.first_batch(samples), workshop.twin(baseline)
         models = timing.Models(

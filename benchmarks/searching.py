@@ -16,12 +16,16 @@ from benchmarks.matrix import Case
 from benchmarks.prices import Price, by_price, price
 from benchmarks.workshop import Artifact, Workshop, calibration_batches
 from quant.replaying import recipe_of
+from quant.scheme import Scheme
 from quant.search import COMES_AFTER, Loss, OutOfTime, Race, Step, race
 
 _QUICK_WAVES = 2
 """How many methods of a rung are tried although something dearer holds already."""
+_MOST_REFUSALS = 3
+"""Times that may be refused before the machine is taken to be too busy for any."""
 _LEAST_LEFT = 0.4
 """No method leaves less of the error of the quickest one: at 4 bits in groups of 128, 0.13 of 0.31."""
+SAME_NUMBERS = "the same numbers failed as"
 _LOSSY = "loses too much"
 _FAILED = (_LOSSY, "not shown", "did not hold")
 
@@ -42,7 +46,7 @@ class Bounds:
         if self.latency is None or found.high <= self.latency:
             return None
         if found.seconds is None:
-            return f"its time is not known: {found.reason}"
+            return f"no time is known: {found.reason}"
         return f"too slow: {1e3 * found.seconds:.3g} ms, at most {1e3 * found.high:.3g}"
 
 
@@ -64,6 +68,7 @@ class Found:
 
     priced      the rungs within the bounds with their prices, the cheapest first
     refused     first case of each other rung -> what is against it
+    prices      case -> what it costs itself, of those that were made
     steps       case -> what became of it
     chosen      None where nothing was shown to hold
     over        whether time ended it
@@ -73,6 +78,7 @@ class Found:
 
     priced: list[tuple[Rung, Price]] = field(default_factory=list)
     refused: dict[Case, str] = field(default_factory=dict)
+    prices: dict[Case, Price] = field(default_factory=dict)
     steps: dict[Case, Step[Case]] = field(default_factory=dict)
     chosen: Chosen | None = None
     over: bool = False
@@ -85,8 +91,8 @@ class Found:
         return Race(list(self.steps.values())).closest
 
     def price_of(self, case: Case) -> Price:
-        """Return what a case's rung costs to run."""
-        return self.priced[self.place_of(case)][1]
+        """Return what a case costs to run: what the first of its rung does, unless it was made itself."""
+        return self.prices.get(case) or self.priced[self.place_of(case)][1]
 
     def place_of(self, case: Case) -> int:
         """Return the place of a case's rung in the order of prices."""
@@ -103,12 +109,13 @@ class Search:
         self._workshop, self._losses, self._rungs, self._bounds, self._tell = workshop, losses, rungs, bounds, tell
         self._calibration = workshop.calibration(rungs[0].first.model)
         self._prices: dict[Case, Price] = {}
-        self._errors: dict[Case, float] = {}
+        self._errors: dict[tuple[str, Scheme], float] = {}
         self._made: Artifact | None = None
+        self._refusals = 0
 
     def run(self) -> Found:
         """Return what was found, all of it or until time was over."""
-        found = Found()
+        found = Found(prices=self._prices)
         try:
             self._price_all(found)
         except OutOfTime:
@@ -142,16 +149,16 @@ class Search:
 
     def _race(self, found: Found, cases: Sequence[Case]) -> None:
         def judge(case: Case, samples: int) -> Loss:
+            obstacle = self._bounds.obstacle(self._price(case)) or self._dearer(found, case)
+            if obstacle:
+                raise ValueError(obstacle)
             artifact = self._artifact(case)
             with _refusing():
                 loss = self._losses.seen(artifact, samples)
-            self._errors[case] = self._losses.error(artifact)
+            self._errors[_numbers(case)] = self._losses.error(artifact)
             return loss
 
         def verify(case: Case) -> Loss:
-            obstacle = self._bounds.obstacle(self._price(case))
-            if obstacle:
-                raise ValueError(obstacle)
             artifact = self._artifact(case)
             with _refusing():
                 return self._losses.verified(artifact)
@@ -167,18 +174,28 @@ class Search:
         if run.winner:
             found.chosen = self._chosen(run.winner)
 
+    def _dearer(self, found: Found, case: Case) -> str | None:
+        """Return why a case is no better than what holds already, though the first of its rung would be."""
+        if found.chosen is None:
+            return None
+        known = [(rung.first, cost) for rung, cost in found.priced if rung.first not in (case, found.chosen.case)]
+        rivals = [(found.chosen.case, found.chosen.price), (case, self._price(case)), *known]
+        order = [one for one, _ in by_price(rivals)]
+        dearer = order.index(case) > order.index(found.chosen.case)
+        return f"itself no better than {found.chosen.case}" if dearer else None
+
     def _hopeless(self, found: Found, case: Case) -> str | None:
         """Return why a case need not be judged: what is known of others leaves no hope for it."""
         failed = {other: step.outcome for other, step in found.steps.items() if step.outcome in _FAILED}
         for other in failed:
-            if (other.method, other.scheme) == (case.method, case.scheme):
-                return f"the same numbers failed as {other}"
-        rung, _ = found.priced[found.place_of(case)]
-        lossy = [other for other, outcome in failed.items() if outcome == _LOSSY and other not in rung.cases]
-        if case == rung.first or rung.first not in self._errors or not lossy:
+            if _numbers(other) == _numbers(case):
+                return f"{SAME_NUMBERS} {other}"
+        first = found.priced[found.place_of(case)][0].first
+        lossy = [other for other, outcome in failed.items() if outcome == _LOSSY and other.scheme != case.scheme]
+        if case == first or _numbers(first) not in self._errors or not lossy:
             return None
-        worse = min(lossy, key=self._errors.__getitem__)
-        expected, enough = _LEAST_LEFT * self._errors[rung.first], self._errors[worse]
+        worse = min(lossy, key=lambda other: self._errors[_numbers(other)])
+        expected, enough = _LEAST_LEFT * self._errors[_numbers(first)], self._errors[_numbers(worse)]
         if expected < enough:
             return None
         return f"its outputs would be off by {expected:.2g} at best, and {worse}, off by {enough:.2g}, {_LOSSY}"
@@ -195,7 +212,9 @@ class Search:
         if case not in self._prices:
             artifact = self._artifact(case)
             with _refusing():
-                self._prices[case] = price(self._workshop, artifact, self._losses.parts.race)
+                found = price(self._workshop, artifact, self._losses.parts.race, self._refusals >= _MOST_REFUSALS)
+            self._refusals += found.refused
+            self._prices[case] = found
         return self._prices[case]
 
     def _artifact(self, case: Case) -> Artifact:
@@ -221,6 +240,11 @@ def _refusing() -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+
+
+def _numbers(case: Case) -> tuple[str, Scheme]:
+    """Return what decides a case's integers, which all backends share."""
+    return case.method, case.scheme
 
 
 def _ahead(found: Found) -> list[Rung]:

@@ -114,7 +114,7 @@ def _prepared(options: argparse.Namespace, lines: "Lines", started: float) -> "t
         parts = parts_of(model, drop)
         lines.result(
             f"{name} ({model.family}) on {', '.join(backends)}: at most {drop} may be lost; {len(parts.race)} samples "
-            f"to race on, {len(parts.verification)} fresh ones to verify on"
+            f"to race on, {len(parts.verification)} fresh ones to verify on, of {parts.sources} sources"
         )
         found = rungs(name, model.family, backends)
         return Search(workshop, Losses(workshop, model, drop, parts), found, bounds, lines.result), bounds

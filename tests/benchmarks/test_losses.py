@@ -70,6 +70,11 @@ def test_samples_that_cannot_show_so_small_a_loss_are_refused():
     parts_of(model, drop_of(model, "1.9pp"))
 
 
+def test_other_shares_may_be_judged_on_few_samples():
+    model = make_model(count=300, metric="f1")
+    assert sum(map(len, parts_of(model, drop_of(model, "1pp")))) == 300
+
+
 def test_samples_of_one_source_are_refused():
     model = make_model(clusters=[7] * 3000)
     with pytest.raises(DataError, match="come from one source"):
@@ -141,6 +146,6 @@ def test_outcomes_in_words():
     assert outcome_text(Step("a", "chosen", loss, fresh), " %") == (
         "holds: loses 0.25 %, -0.2 to 0.7, on 900 fresh samples"
     )
-    assert outcome_text(Step("a", "failed", reason="no kernel"), " %") == "failed: no kernel"
+    assert outcome_text(Step("a", "failed", reason="no kernel"), " %") == "no kernel"
     over = outcome_text(Step("a", "not judged", loss, reason="the time was over"), "")
     assert over == "not judged to the end (the time was over): loses 0.2, -0.3 to 0.7, on 64 samples"

@@ -114,6 +114,13 @@ def test_a_refused_time_is_told_and_not_kept(workshop, attempts):
     assert price(workshop, workshop.artifact(), SAMPLES).seconds == 1e-3
 
 
+def test_on_a_busy_machine_only_known_times_are_told(workshop, attempts):
+    assert price(workshop, workshop.artifact(), SAMPLES, busy=True).refused
+    assert not attempts.made
+    known = price(workshop, workshop.artifact(), SAMPLES)
+    assert price(FakeWorkshop(workshop.cache.folder), workshop.artifact(), SAMPLES, busy=True) == known
+
+
 @pytest.mark.parametrize("kind", [{"evidence": "simulated"}, {"evidence": "evaluated", "untimed_reason": "elsewhere"}])
 def test_what_is_not_measured_has_a_size_alone(workshop, attempts, kind):
     found = price(workshop, workshop.artifact(**kind), SAMPLES)

@@ -24,15 +24,23 @@ def rung(*methods, bits="int4", backend="torch"):
 def run(monkeypatch):
     """Searches rungs of given prices, where every case is wrong on a given share of the samples."""
 
-    def search(prices, wrong, bounds=NO_BOUNDS, text="1pp", time=None):
+    def search(prices, wrong, bounds=NO_BOUNDS, text="1pp", time=None, own=None):
         model = make_model()
         drop = drop_of(model, text)
         workshop = FakeWorkshop(model, wrong)
-        of_case = {case: price for rung, price in prices.items() for case in rung.cases}
-        monkeypatch.setattr(searching, "price", lambda workshop, artifact, samples: of_case[artifact.case])
+        of_case = {case: price for rung, price in prices.items() for case in rung.cases} | (own or {})
+        monkeypatch.setattr(
+            searching, "price", lambda workshop, artifact, samples, busy: asked(of_case[artifact.case], busy)
+        )
         monkeypatch.setattr(
             searching, "recipe_of", lambda quantized, batches, granularity: {"method": quantized.method}
         )
+        busy_when_asked: list[bool] = []
+
+        def asked(price, busy):
+            busy_when_asked.append(busy)
+            return price
+
         answer, left = workshop.answers, iter(range(time or 10**6))
 
         def timed(artifact, samples):
@@ -43,7 +51,7 @@ def run(monkeypatch):
         workshop.answers = timed
         losses = Losses(workshop, model, drop, parts_of(model, drop))
         found = Search(workshop, losses, list(prices), bounds).run()
-        return SimpleNamespace(found=found, workshop=workshop, drop=drop, bounds=bounds)
+        return SimpleNamespace(found=found, workshop=workshop, drop=drop, bounds=bounds, busy=busy_when_asked)
 
     return search
 
@@ -77,6 +85,15 @@ def test_a_better_method_is_tried_where_the_quick_one_failed_and_something_deare
     assert case_of("adaround") not in result.found.steps
 
 
+def test_a_better_method_that_costs_more_itself_does_not_replace_what_holds(run):
+    small, middle = rung("mse", "gptq"), rung("mse", bits="int5")
+    dear = {case_of("gptq"): Price(250, reason="simulated")}
+    result = run({small: SMALL, middle: MIDDLE}, {small.first: 0.05}, own=dear)
+    assert result.found.chosen.case == middle.first
+    assert result.found.steps[case_of("gptq")].reason == "itself no better than toy-mse-int5-torch"
+    assert case_of("gptq") not in [case for case, _ in result.workshop.answered]
+
+
 def test_what_takes_minutes_is_tried_only_while_nothing_holds(run):
     small, middle = rung("mse", "gptq", "adaround"), rung("mse", bits="int5")
     bad = {case_of("mse"): 0.05, case_of("gptq"): 0.04}
@@ -89,10 +106,12 @@ def test_what_takes_minutes_is_tried_only_while_nothing_holds(run):
 
 def test_a_better_method_without_hope_is_not_made(run):
     hopeless, lossy, good = rung("mse", "gptq", bits="int3"), rung("mse"), rung("mse", bits="int8")
-    result = run({hopeless: SMALL, lossy: MIDDLE, good: LARGE}, {hopeless.first: 0.9, lossy.first: 0.03})
-    step = result.found.steps[case_of("gptq", "int3")]
-    assert step.outcome == "not judged"
-    assert "at best" in step.reason
+    elsewhere = rung("mse", "gptq", bits="int3", backend="mlx")
+    wrong = {hopeless.first: 0.9, lossy.first: 0.03}
+    result = run({hopeless: SMALL, elsewhere: SMALL, lossy: MIDDLE, good: LARGE}, wrong)
+    for case in (hopeless.cases[1], elsewhere.cases[1]):
+        assert result.found.steps[case].outcome == "not judged"
+        assert "at best" in result.found.steps[case].reason
     assert result.found.chosen.case == good.first
 
 
@@ -101,6 +120,8 @@ def test_the_same_numbers_are_not_judged_on_another_backend_once_they_failed(run
     result = run({first: SMALL, again: MIDDLE}, {first.first: 0.05})
     assert result.found.steps[again.first].reason == "the same numbers failed as toy-mse-int4-torch"
     assert again.first not in [case for case, _ in result.workshop.answered]
+    text = explanation(result.found, result.drop, result.bounds)
+    assert "1 more hold the same numbers as one that failed, on another backend." in text
 
 
 def test_bounds_leave_out_what_is_too_large_too_slow_or_not_timed(run):
@@ -110,7 +131,7 @@ def test_bounds_leave_out_what_is_too_large_too_slow_or_not_timed(run):
     assert by_size.found.refused == {fast.first: "too large: 0.0009 MB", large.first: "too large: 0.0003 MB"}
     by_time = run({fast: FAST, small: SMALL}, {}, Bounds(latency=1.2))
     assert by_time.found.chosen.case == fast.first
-    assert by_time.found.refused == {small.first: "its time is not known: simulated"}
+    assert by_time.found.refused == {small.first: "no time is known: simulated"}
     assert run({fast: FAST}, {}, Bounds(latency=1.05)).found.refused[fast.first].startswith("too slow: 1e+03 ms")
 
 
@@ -120,6 +141,12 @@ def test_times_that_were_refused_are_told(run):
     assert "1 could not be timed and may be faster: the cores were busy." in explanation(
         result.found, result.drop, result.bounds
     )
+
+
+def test_after_three_refused_times_no_more_are_taken(run):
+    refused = Price(900, reason="the cores were busy", refused=True)
+    result = run({rung("mse", bits=bits): refused for bits in ("int3", "int4", "int5", "int6", "int8")}, {})
+    assert result.busy[:5] == [False, False, False, True, True]
 
 
 def test_where_nothing_fits_one_sentence_says_why(run):
