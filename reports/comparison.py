@@ -54,7 +54,7 @@ def _row(pair: Pair) -> list[str]:
 
 
 def _change(pair: Pair, limit: Limit, decimals: int, unit: str = "") -> str:
-    finding = finding_of(pair, limit)
+    finding = finding_of(pair, limit, tested=False)
     if finding is None or finding.loss is None:
         return NULL
     text = change_text(finding, decimals, unit)

@@ -92,8 +92,11 @@ class Pair:
         return "; ".join(found) or None
 
 
-def finding_of(pair: Pair, limit: Limit) -> Finding | None:
-    """Judge a case under a limit; None where the limit is not about such a case."""
+def finding_of(pair: Pair, limit: Limit, tested: bool = True) -> Finding | None:
+    """Judge a case under a limit; None where the limit is not about such a case.
+
+    Without a test, which takes longest, what is paired has its interval but no p-value, and no verdict can follow.
+    """
     measure = _measure(limit, pair.before)
     if measure is None or not limit.applies_to(pair.name) or pair.after["kind"] not in measure.kinds:
         return None
@@ -102,7 +105,7 @@ def finding_of(pair: Pair, limit: Limit) -> Finding | None:
     if reason:
         return Finding(pair.name, limit, "not judged", *values, reason=reason)
     if limit.metric in PAIRED or measure is MEASURES["accuracy"]:
-        return _paired(pair, limit, measure)
+        return _paired(pair, limit, measure, tested)
     if measure in (MEASURES["speed"], MEASURES["time"]):
         return _timed(pair, limit, measure)
     return _exact(pair, limit, measure, *values)
@@ -116,7 +119,10 @@ def finding_against_float(record: Record, limit: Limit) -> Finding:
     name, accuracy = record_name(record), record["accuracy"]
     if limit.metric == "agreement":
         found, samples = _disagreement(record)
-        return _of_change(name, limit, found, True, samples)
+        finding = _of_change(name, limit, found, True, samples)
+        # That a case disagrees at all is no chance; whether by more than the limit is for the interval to say.
+        exceeds = finding.interval is not None and finding.interval[0] > limit.amount
+        return replace(finding, p_value=0.0 if exceeds else 1.0)
     interval = accuracy.get("ci95") and Interval(*accuracy["ci95"], accuracy.get("interval_method") or "as recorded")
     p_value = accuracy.get("p_value")
     found = Change(accuracy["baseline"], accuracy["value"], interval or None, 1.0 if p_value is None else p_value)
@@ -151,7 +157,7 @@ def _obstacle(pair: Pair, measure: Measure, before: float | None, after: float |
     return None
 
 
-def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
+def _paired(pair: Pair, limit: Limit, measure: Measure, tested: bool) -> Finding:
     """Judge on the samples that both runs share."""
     name = limit.metric if limit.metric in PAIRED else "accuracy"
     try:
@@ -167,7 +173,7 @@ def _paired(pair: Pair, limit: Limit, measure: Measure) -> Finding:
         # The same answers bit for bit: not a sample of no change, but no change.
         found = Change(*(part.value() for part in parts), Interval(0.0, 0.0, "the same outputs"), p_value=1.0)
     else:
-        found = change(*parts, None if after.clusters is None else after.clusters[:n])
+        found = change(*parts, None if after.clusters is None else after.clusters[:n], tested=tested)
     return _of_change(pair.name, limit, found, measure.higher_is_better(pair.before), n)
 
 

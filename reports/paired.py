@@ -74,11 +74,19 @@ class Change:
     before: float
     after: float
     interval: Interval | None
-    p_value: float
+    p_value: float | None
 
 
-def change(before: Contributions, after: Contributions, clusters: numpy.ndarray | None = None, seed: int = 0) -> Change:
+def change(
+    before: Contributions,
+    after: Contributions,
+    clusters: numpy.ndarray | None = None,
+    seed: int = 0,
+    tested: bool = True,
+) -> Change:
     """Return how a metric changed, from contributions of the same samples, with its interval and two-sided p-value.
+
+    The p-value is None where no test is asked for.
 
     Shares of right answers: :func:`reports.statistics.accuracy_interval`, and the exact McNemar test or, in clusters,
     the sign-flip test. Others: the percentile bootstrap over clusters; under ``FEW`` clusters Student's t on the
@@ -92,20 +100,24 @@ def change(before: Contributions, after: Contributions, clusters: numpy.ndarray 
     if not len(before):
         raise ValueError("There is nothing to compare: no sample was measured.")
     if before.counts and after.counts:
-        return _change_of_share(before, after, clusters, seed)
+        return _change_of_share(before, after, clusters, seed, tested)
     columns = [before.numerators, before.weights, after.numerators, after.weights]
     sums = numpy.stack([by_cluster(_finite(column), clusters)[0] for column in columns], axis=1)
-    p_value = _p_value(sums)
+    p_value = _p_value(sums) if tested else None
     first, last = before.value(), after.value()
     if numpy.array_equal(sums[:, :2], sums[:, 2:]):
         return Change(first, last, Interval(0.0, 0.0, "equal on every sample"), p_value)
     return Change(first, last, _interval(sums, before.form, last - first, seed), p_value)
 
 
-def _change_of_share(before: Contributions, after: Contributions, clusters: numpy.ndarray | None, seed: int) -> Change:
+def _change_of_share(
+    before: Contributions, after: Contributions, clusters: numpy.ndarray | None, seed: int, tested: bool
+) -> Change:
     right_before, right_after = before.numerators, after.numerators
     interval = accuracy_interval(right_before, right_after, clusters, seed)
-    if clusters is not None and len(numpy.unique(clusters)) < len(clusters):
+    if not tested:
+        p_value = None
+    elif clusters is not None and len(numpy.unique(clusters)) < len(clusters):
         p_value = paired_p_value(right_after.astype(float) - right_before, clusters, seed)
     else:
         p_value = mcnemar(*flips(right_before, right_after))

@@ -116,7 +116,7 @@ class Recommendation:
         }
         if math.isinf(other.seconds) or math.isinf(self.best.seconds):
             del limits["speed"]
-        found = {name: finding_of(pair, limit) for name, limit in limits.items()}
+        found = {name: finding_of(pair, limit, tested=False) for name, limit in limits.items()}
         return {name: finding for name, finding in found.items() if finding and finding.loss is not None}
 
 
