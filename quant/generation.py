@@ -33,22 +33,15 @@ _NEW, _PAST = 3, 5
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a decoder keeps of each token: in each of ``tensors``, one of keys and one of values a layer, [heads, size].
-
-    Caches are float32.
-    """
+    """What a decoder keeps of each token: [heads, size] in each of ``tensors``, keys and values for every layer."""
 
     tensors: int
     heads: int
     size: int
 
     def empty(self, batch: int, entries: int = 1) -> list[np.ndarray]:
-        """Return caches of so many entries, all zero."""
+        """Return caches float32 of so many entries, all zero."""
         return [np.zeros((batch, self.heads, entries, self.size), np.float32) for _ in range(self.tensors)]
-
-    def bytes(self, tokens: int, batch: int = 1) -> int:
-        """Return the bytes of caches that hold so many tokens, and the entry that nothing sees."""
-        return 4 * self.tensors * batch * self.heads * (tokens + 1) * self.size
 
 
 class Stepper(Protocol):
@@ -70,6 +63,13 @@ class Text:
     length: int
     logits: np.ndarray
     caches: Sequence[object]
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the caches take in the runtime's memory."""
+        return sum(
+            cache.nbytes if hasattr(cache, "nbytes") else cache.tensor_size_in_bytes() for cache in self.caches
+        )
 
 
 def capture_step(module: nn.Module, shape: CacheShape) -> FloatGraph:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from reports.advice import advise
 from reports.costs import cost_table, peer_table
+from reports.generation import generation_table
 from reports.record import Record
 from reports.tables import table
 
@@ -12,8 +13,10 @@ from reports.tables import table
 def summary(records: Sequence[Record], verbose: bool = False, format: Literal["simple", "github"] = "simple") -> str:
     """The tables of valid records, the cases' own first, separated by empty lines."""
     costs, peers = ([record for record in records if record["kind"] == kind] for kind in ("quantize", "peer"))
-    others = [record for record in records if record["kind"] not in ("quantize", "peer")]
+    generated = [record for record in records if record["kind"] == "generate"]
+    others = [record for record in records if record["kind"] not in ("generate", "quantize", "peer")]
     parts = [table(others, verbose, format), advise(others)] if others or not records else []
+    parts += [generation_table(generated, format)] if generated else []
     parts += [cost_table(costs, format)] if costs else []
     parts += [peer_table(peers, format)] if peers else []
     return "\n\n".join(parts)
