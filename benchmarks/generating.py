@@ -178,12 +178,15 @@ class GenerationMeasurement(Measurement):
         text = read(artifact.executable, prompt, generation.cache)
         for _ in range(generation.new_tokens):
             text = extended(artifact.executable, text, text.logits.argmax(axis=-1))
-        prefill, self._sections["speed"] = self._speeds(artifact, baseline, prompt, generation)
-        self._sections["generation"] = {
-            "prompt_tokens": prompt.shape[1],
-            "new_tokens": generation.new_tokens,
-            "cache_bytes": text.cache_bytes,
+        prefill, speed = self._speeds(artifact, baseline, prompt, generation)
+        self._sections |= {
             "prefill": prefill,
+            "speed": speed,
+            "generation": {
+                "prompt_tokens": prompt.shape[1],
+                "new_tokens": generation.new_tokens,
+                "cache_bytes": text.cache_bytes,
+            },
         }
 
     def _speeds(

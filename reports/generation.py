@@ -16,7 +16,7 @@ _LEFT = ("generate", "evidence")
 
 def generation_text(record: Record) -> str:
     """``412 tokens/s  1.21× ±.02, prompt 8410 tokens/s  1.05× ±.01, 97.3 % as float, cache 5.3 MB``."""
-    speed, prefill = record["speed"], record["generation"]["prefill"]
+    speed, prefill = record["speed"], record["prefill"]
     parts = [
         f"{_rate(speed)} tokens/s  {_ratio(speed)}" if speed.get("tokens_per_second") else "",
         f"prompt {_rate(prefill)} tokens/s  {_ratio(prefill)}" if prefill.get("tokens_per_second") else "",
@@ -76,8 +76,8 @@ _CELLS: tuple[Callable[[Record], str], ...] = (
     lambda record: _rate(record["speed"]),
     _milliseconds,
     speed_text,
-    lambda record: _rate(record["generation"]["prefill"]),
-    lambda record: _ratio(record["generation"]["prefill"]),
+    lambda record: _rate(record["prefill"]),
+    lambda record: _ratio(record["prefill"]),
     _same,
     _cache,
     lambda record: record["evidence"],
