@@ -67,9 +67,7 @@ class Text:
     @property
     def cache_bytes(self) -> int:
         """What the caches take in the runtime's memory."""
-        return sum(
-            cache.nbytes if hasattr(cache, "nbytes") else cache.tensor_size_in_bytes() for cache in self.caches
-        )
+        return sum(cache.nbytes if hasattr(cache, "nbytes") else cache.tensor_size_in_bytes() for cache in self.caches)
 
 
 def capture_step(module: nn.Module, shape: CacheShape) -> FloatGraph:
@@ -103,7 +101,9 @@ def carried_over(quantized: QuantizedModel, step: FloatGraph) -> QuantizedModel:
         ValueError: the step has other parameters, or activations are quantized in fixed ranges.
     """
     if any(quantizer.mode == "static" for quantizer in quantized.activations.values()):
-        raise ValueError("a step takes no activations in fixed ranges: use a method for weights alone or a dynamic one.")
+        raise ValueError(
+            "a step takes no activations in fixed ranges: use a method for weights alone or a dynamic one."
+        )
     for name in (*quantized.weights, *quantized.floats):
         own = step.parameters.get(name)
         if own is None or not torch.equal(own, quantized.graph.parameters[name]):
@@ -168,7 +168,9 @@ def _activations(quantized: QuantizedModel, step: FloatGraph) -> dict[Edge, Acti
     found = {}
     for (graph, node, position), quantizer in quantized.activations.items():
         if twins.get(node) is None:
-            raise ValueError(f"the quantized input of {node!r} has no counterpart in a step: no weight tells which it is.")
+            raise ValueError(
+                f"the quantized input of {node!r} has no counterpart in a step: no weight tells which it is."
+            )
         found[graph, twins[node], position] = quantizer
     return found
 
