@@ -11,7 +11,7 @@ token sees what stands at or before its own place. The first entry stands after 
 it: there is no text yet when a prompt is read, and Core ML has no empty arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 

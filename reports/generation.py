@@ -1,4 +1,4 @@
-"""The table of what language models generate: how fast they read a prompt and add to it, and how often as float does."""
+"""The table of language models that generate: how fast they read a prompt and go on with it, how often as float."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from tabulate import tabulate
 
 from reports.record import Record, case_id
-from reports.tables import NULL, WIDTH, footnotes, order, speed_text, three_digits
+from reports.tables import NULL, footnotes, order, speed_text, three_digits
 
 Format = Literal["simple", "github"]
 

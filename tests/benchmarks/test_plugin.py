@@ -45,7 +45,7 @@ class Collector:
         self.ids = [f"{name}[{item.callspec.id}]" for name, item in zip(functions, session.items)]
 
     def pytest_deselected(self, items):
-        self.deselected += len(items)
+        self.deselected += sum("case" in item.callspec.params for item in items if hasattr(item, "callspec"))
 
 def collect(arguments):
     collector = Collector()
