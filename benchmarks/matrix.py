@@ -91,6 +91,7 @@ def add_model(entry: Entry) -> None:
     _ADDED[entry.name] = entry
     matrix.cache_clear()
     quantizers.cache_clear()
+    generators.cache_clear()
 
 
 def layers() -> dict[str, Entry]:
@@ -131,6 +132,20 @@ def quantizers() -> tuple[Case, ...]:
         if _has_tables(entry) and entry.family == "weight_only" and bits.partition("_")[0] in entry.bits
     ]
     return (*of_models, *of_layers)
+
+
+@cache
+def generators() -> tuple[Case, ...]:
+    """Return the cases of models that go on with texts: those whose tables a step with a cache can take.
+
+    Methods with activations in fixed ranges are left out: ``quant.generation`` says why.
+    """
+    return tuple(
+        case
+        for case in matrix()[0]
+        if models()[case.model].constants.get("GENERATES")
+        and case.method_entry.family in ("float", "weight_only", "dynamic")
+    )
 
 
 def _has_tables(entry: Method) -> bool:

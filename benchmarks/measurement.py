@@ -89,8 +89,13 @@ class Measurement:
         """Return the record, in plain JSON types."""
         graph = self._workshop.prepare(self.case.model).graph
         case = {axis: getattr(self.case, axis) for axis in ("model", "method", "bits", "backend")}
-        family = self._workshop.model(self.case.model).family
-        model = {"family": family, "parameters": graph.parameter_count, "weights_sha256": graph.weights_sha256}
+        described = self._workshop.model(self.case.model)
+        model = {
+            "family": described.family,
+            "parameters": graph.parameter_count,
+            "weights_sha256": graph.weights_sha256,
+            "provenance": described.provenance,
+        }
         scheme = self.case.scheme.as_dict()
         if self.case.method_entry.native:
             scheme = {

@@ -53,10 +53,14 @@ def model_named(text: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the cases of the models that are named; without any, those of all models that need not be."""
     names = config.stash[_NAMES]
-    if not names:
-        return
-    dropped = {item for item in items if is_case(item) and item.callspec.params["case"].model not in names}
+    opt_in = {name for name, entry in matrix.models().items() if entry.constants.get("OPT_IN")}
+
+    def is_wanted(model: str) -> bool:
+        return model in names if names else model not in opt_in
+
+    dropped = {item for item in items if is_case(item) and not is_wanted(item.callspec.params["case"].model)}
     if dropped:
         config.hook.pytest_deselected(items=[item for item in items if item in dropped])
         items[:] = [item for item in items if item not in dropped]

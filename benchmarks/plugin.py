@@ -14,12 +14,13 @@ import pytest
 
 from benchmarks import environment, hookspecs, outcomes
 from benchmarks.durations import DEFAULT_SECONDS, known_seconds, remember
-from benchmarks.matrix import Case, matrix, quantizers
+from benchmarks.matrix import Case, generators, matrix, quantizers
 from benchmarks.outcomes import is_case
 from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
 from fixtures.options import count, seconds
 from reports.costs import cost_text
+from reports.generation import generation_text
 from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
@@ -27,6 +28,7 @@ from reports.tables import delta_text, memory_text, metric_text, speed_text
 
 if TYPE_CHECKING:
     from benchmarks.costing import CostMeasurement
+    from benchmarks.generating import Decoders
     from benchmarks.measurement import Measurement
     from benchmarks.trials import Trials
     from benchmarks.workshop import Workshop
@@ -43,10 +45,16 @@ pytest_plugins = (
 
 _CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
     "inference": lambda: matrix()[0],
+    "generate": generators,
     "quantize": quantizers,
     "peer": peer_cases,
 }
 """The cases of each kind. A kind other than inference runs only where its marker, or its file, is asked for."""
+_KIND_MARKERS = {
+    "generate": "times a language model token by token",
+    "quantize": "times a quantizer",
+    "peer": "tries another library's quantizer",
+}
 _NOTES = pytest.StashKey[list[str]]()
 _LINES = pytest.StashKey[LiveLines]()
 
@@ -96,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "case(model, method, bits, backend): the axes of a benchmark case")
     config.addinivalue_line("markers", "core: runs without any selection")
     config.addinivalue_line("markers", "full: every case of inference")
-    for kind, what in (("quantize", "times a quantizer"), ("peer", "tries another library's quantizer")):
+    for kind, what in _KIND_MARKERS.items():
         config.addinivalue_line(
             "markers", f"{kind}: {what}; such cases run only where this marker or the file is named"
         )
@@ -195,6 +203,14 @@ def trials(workshop: "Workshop") -> "Trials":
     return Trials(workshop)
 
 
+@pytest.fixture(scope="session")
+def decoders(workshop: "Workshop") -> "Decoders":
+    """Makes the artefacts that generate."""
+    from benchmarks.generating import Decoders
+
+    return Decoders(workshop)
+
+
 @pytest.fixture
 def calibration(case: Case, workshop: "Workshop") -> "Samples":
     """The samples a method may look at; none of them is evaluated."""
@@ -213,12 +229,15 @@ def measurement(
 ) -> "Measurement | CostMeasurement":
     """Gathers what the case measures; the plugin makes its record of it."""
     from benchmarks.costing import CostMeasurement
+    from benchmarks.generating import GenerationMeasurement
     from benchmarks.measurement import Measurement
 
     kind = _kind(request.node)
     benchmark.name, benchmark.fullname, benchmark.group = case.id, f"{kind}:{case.id}", case.model
     if kind in ("quantize", "peer"):
         return CostMeasurement(case, kind, workshop, benchmark)
+    if kind == "generate":
+        return GenerationMeasurement(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
     return Measurement(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
 
 
@@ -338,6 +357,8 @@ def _is_timed(row: dict) -> bool:
 def _row(record: Record) -> str:
     if record["kind"] in ("quantize", "peer"):
         return f"{record_name(record):<44} {cost_text(record)}"
+    if record["kind"] == "generate":
+        return f"{record_name(record):<44} {generation_text(record)}"
     size = record["size"]["bytes"] / 1e6
     p50 = record["speed"].get("p50")
     milliseconds = "" if p50 is None else f"{1000 * p50:9.3g} ms  {speed_text(record)}"

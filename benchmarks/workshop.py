@@ -146,11 +146,20 @@ class Workshop:
 
     def compile(self, case: Case, tables: Tables | None, calibration: Samples) -> Artifact:
         """Return the case's artefact, loaded from disk; ``tables`` None means the runtime's own quantizer."""
-        template = self._template(case)
-        runtime = case.target.load()
+        return self.compile_graph(self.prepare(case.model), case, tables, calibration)
+
+    def compile_graph(
+        self, prepared: Prepared, case: Case, tables: Tables | None, calibration: Samples | None
+    ) -> Artifact:
+        """Return the artefact of a case's tables in any graph of its model.
+
+        Without ``calibration`` the runtime's own quantizer gets no data.
+        """
+        template = self._template(prepared, case)
+        runtime, data = case.target.load(), calibration.digest if calibration else None
         key = {
             "template": template.digest,
-            "tables": tables.entry.digest if tables else [case.method, case.bits, calibration.digest],
+            "tables": tables.entry.digest if tables else [case.method, case.bits, data],
             "source": source_digest(case.target.entry.module),
             "runtime": _runtime(case.target, native=tables is None),
         }
@@ -158,7 +167,7 @@ class Workshop:
         def build(folder: Path) -> None:
             self._progress(f"compiling for {case.backend}")
             if tables is None:
-                batches = calibration_batches(calibration)
+                batches = calibration_batches(calibration) if calibration else []
                 runtime.compile_native(case.method, case.bits, template.path, folder, batches)
             else:
                 runtime.compile(tables.quantized, template.path, folder)
@@ -281,23 +290,37 @@ class Workshop:
         return tuple(array[: self.settings.batch] for array in samples.inputs)
 
     def _prepare(self, name: str) -> Prepared:
-        self._progress(f"loading {name}")
         model = self.model(name)
-        module, entry = model.build(), model_entry(name)
 
-        def captured() -> FloatGraph:
-            self._progress(f"exporting {name} with torch.export")
+        def exported(module: torch.nn.Module) -> FloatGraph:
             examples = tuple(torch.from_numpy(array[:2].copy()) for array in model.calibration().inputs)
             return capture(module, examples, model.dynamic_axes)
 
-        key = {"weights": _state_digest(module), "torch": torch.__version__}
+        return self.export(model, model.build, exported, "quant.tracing")
+
+    def export(
+        self,
+        model: Model,
+        build: Callable[[], torch.nn.Module],
+        exported: Callable[[torch.nn.Module], FloatGraph],
+        source: str,
+    ) -> Prepared:
+        """Return the graph that ``exported``, of the module ``source``, makes of what ``build`` makes of a model."""
+        self._progress(f"loading {model.name}")
+        module, entry = build(), model_entry(model.name)
+
+        def captured() -> FloatGraph:
+            self._progress(f"exporting {model.name} with torch.export")
+            return exported(module)
+
+        key = {"weights": _state_digest(module), "torch": torch.__version__, "exported_by": source}
         if isinstance(entry, OwnEntry):
             # What a user's file imports is not known, so what it computes is the key, found anew by every run.
             graph = captured()
             key |= {"graph": digest_of({"graphs": repr(graph.graphs)}), "source": source_digest("quant.storage")}
         else:
-            graph, modules = None, (entry.module, "quant.tracing", "quant.storage")
-            key |= {"source": source_digest(*modules)}
+            graph = None
+            key |= {"source": source_digest(entry.module, source, "quant.storage")}
 
         def build(folder: Path) -> None:
             save_graph(graph or captured(), folder)
@@ -305,8 +328,8 @@ class Workshop:
         made = self.cache.entry("graphs", key, build)
         return Prepared(model, load_graph(made.path), made)
 
-    def _template(self, case: Case) -> Entry:
-        prepared, target = self.prepare(case.model), case.target
+    def _template(self, prepared: Prepared, case: Case) -> Entry:
+        target = case.target
         precision = target.precision or case.scheme.float_dtype
         if not target.constant("TEMPLATE_PER_PRECISION", False):
             precision = "float32"

@@ -1,6 +1,7 @@
 """Graphs as torch modules: running them, exporting them, and naming what they call."""
 
 import importlib
+import inspect
 import operator as python_operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -100,6 +101,10 @@ def export(
 ) -> torch.export.ExportedProgram:
     """Return ``module`` exported with composite operators kept whole, and sizes of ``dynamic_axes`` left open."""
     dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in dynamic_axes)
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        dynamic = (*dynamic[:named], dynamic[named:])
     with torch.no_grad(), traced_as_one(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)

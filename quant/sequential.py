@@ -103,6 +103,8 @@ class _Walk:
                     self._enter_block(layer)
                 else:
                     self._solve(layer, self._moments_ahead(layer))
+        if not self.pending and self.block is None:
+            return  # nothing is left to be solved; the logits of a language model alone may take gigabytes
         dead = self.last_use.get(node.name, ())
         for original, quantized in zip(self.original, self.quantized, strict=True):
             self._run(node, original, quantized)

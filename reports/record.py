@@ -84,7 +84,7 @@ def validate(record: Any) -> list[str]:
     problems = _impurities(record, "")
     for name, check in (("schema", _schema), ("kind", _one_of(*KINDS)), ("evidence", _one_of(*EVIDENCE))):
         problems += _problems(name, check, record)
-    for name, fields in SECTIONS.items():
+    for name, fields in {**SECTIONS, **OF_KIND.get(str(record.get("kind")), {})}.items():
         problems += _section_problems(name, fields, record)
     return problems + _contradictions(record)
 
@@ -255,6 +255,18 @@ SECTIONS: dict[str, dict[str, Check | dict[str, Check]]] = {
     },
     "scores": {"dataset_sha256": _sha256, "packed": _text},
 }
+
+
+OF_KIND: dict[str, dict[str, dict[str, Check | dict[str, Check]]]] = {
+    "generate": {
+        "generation": {"prompt_tokens": _count, "new_tokens": _count, "cache_bytes": _count},
+        "prefill": {
+            **{name: SECTIONS["speed"][name] for name in ("rounds", "refused", "ratio", "ci95", "p50", "baseline_p50")},
+            "tokens_per_second": _non_negative,
+        },
+    }
+}
+"""The sections that records of one kind alone have."""
 
 
 def _section_problems(name: str, fields: dict, record: Record) -> list[str]:

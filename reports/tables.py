@@ -271,7 +271,8 @@ def _reasons(record: Record, verbose: bool) -> Iterable[str]:
 def _coverage_notes(records: Sequence[Record]) -> list[str]:
     noted: dict[str, list[Record]] = {}
     for record in records:
-        for note in record["coverage"].get("notes") or []:
+        provenance = record["model"].get("provenance")
+        for note in [*(record["coverage"].get("notes") or []), *([provenance] if provenance else [])]:
             noted.setdefault(note, []).append(record)
     return [f"* {_scoped(note, affected, records)}" for note, affected in noted.items()]
 

@@ -46,6 +46,12 @@ class Executable(Protocol):
     def __call__(self, *inputs: "np.ndarray") -> "list[np.ndarray]":
         """Run one batch; inputs and outputs as the float graph's ``forward`` has them, outputs float32."""
 
+    def step(self, *inputs: object) -> "tuple[np.ndarray, list]":
+        """Run one batch as a call does and return the first output, float32, and the others as they are.
+
+        Those stay in the runtime's own memory, and may be inputs of the next step.
+        """
+
     @property
     def size_bytes(self) -> int:
         """Bytes of the artefact on disk."""

@@ -69,6 +69,7 @@ class Executable:
         def outputs(*inputs: mx.array) -> list[mx.array]:
             return [output.astype(mx.float32) for output in program(*inputs)]
 
+        self._program = program
         # On a CPU compiling costs more than it saves, and calls the system's C++ compiler.
         self._run = mx.compile(outputs) if self._on_gpu else outputs
 
@@ -83,6 +84,21 @@ class Executable:
             outputs = self._run(*(mx.array(np.asarray(x)) for x in inputs))
             mx.eval(outputs)
         return [np.array(output) for output in outputs]
+
+    def step(self, *inputs: np.ndarray | mx.array) -> tuple[np.ndarray, list[mx.array]]:
+        """Run one batch; the outputs but the first stay arrays of the device.
+
+        Nothing is compiled, because what grows from step to step would be compiled at every one.
+
+        Raises:
+            ValueError: as a call does.
+        """
+        self._check(inputs)
+        with mx.stream(self._device):
+            first, *others = self._program(*(mx.array(x) if isinstance(x, np.ndarray) else x for x in inputs))
+            first = first.astype(mx.float32)
+            mx.eval(first, others)
+        return np.array(first), others
 
     @property
     def size_bytes(self) -> int:

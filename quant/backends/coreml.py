@@ -148,6 +148,11 @@ class Executable:
         outputs = self._run(dict(zip(self._inputs, arrays, strict=True)))
         return [np.asarray(outputs[name], np.float32) for name in self._outputs]
 
+    def step(self, *inputs: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Run one batch; Core ML hands all outputs back as arrays."""
+        first, *others = self(*inputs)
+        return first, others
+
     def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise NotImplementedError
 

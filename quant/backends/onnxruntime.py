@@ -104,12 +104,28 @@ class Executable:
         Raises:
             ValueError: the number of inputs is not the model's.
         """
+        return self._session.run(None, self._feeds(inputs))
+
+    def step(self, *inputs: np.ndarray | onnxruntime.OrtValue) -> tuple[np.ndarray, list[onnxruntime.OrtValue]]:
+        """Run one batch; the outputs but the first stay values of the session, which copies none of them.
+
+        Raises:
+            ValueError: the number of inputs is not the model's.
+        """
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in self._feeds(inputs).items()
+        }
+        first, *others = self._session.run_with_ort_values(None, values)
+        return first.numpy(), others
+
+    def _feeds(self, inputs: Sequence[np.ndarray | onnxruntime.OrtValue]) -> dict[str, object]:
         if len(inputs) != len(self._inputs):
             raise ValueError(f"the model takes {len(self._inputs)} inputs, not {len(inputs)}.")
-        feeds = {
-            name: np.ascontiguousarray(array, dtype) for (name, dtype), array in zip(self._inputs, inputs, strict=True)
+        return {
+            name: value if isinstance(value, onnxruntime.OrtValue) else np.ascontiguousarray(value, dtype)
+            for (name, dtype), value in zip(self._inputs, inputs, strict=True)
         }
-        return self._session.run(None, feeds)
 
     @property
     def size_bytes(self) -> int:

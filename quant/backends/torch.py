@@ -70,6 +70,17 @@ class Executable:
         with torch.inference_mode():
             return [output.float().cpu().numpy() for output in self.function(*tensors)]
 
+    def step(self, *inputs: np.ndarray | torch.Tensor) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Run one batch; the outputs but the first stay tensors on the device.
+
+        Raises:
+            ValueError: as a call does.
+        """
+        tensors = self._tensors(inputs)
+        with torch.inference_mode():
+            first, *others = self.function(*tensors)
+            return first.float().cpu().numpy(), others
+
     @property
     def size_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.path.iterdir())
@@ -77,15 +88,17 @@ class Executable:
     def coverage(self) -> dict[str, object]:
         return self.report
 
-    def _tensors(self, inputs: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def _tensors(self, inputs: Sequence[np.ndarray | torch.Tensor]) -> list[torch.Tensor]:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise ValueError(f"the model takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}.")
         tensors = []
         for array, name, axes, dtype in zip(inputs, names, self.graph.dynamic_axes, self.dtypes, strict=True):
             _check_shape(array, name, ["any" if i in axes else size for i, size in enumerate(self.graph.shapes[name])])
-            writable = array if array.flags.writeable else array.copy()  # torch warns of memory it may not write
-            tensors.append(torch.from_numpy(writable).to(self.device, dtype))
+            if isinstance(array, np.ndarray):
+                writable = array if array.flags.writeable else array.copy()  # torch warns of memory it may not write
+                array = torch.from_numpy(writable)
+            tensors.append(array.to(self.device, dtype))
         return tensors
 
 
@@ -159,7 +172,7 @@ def load(folder: Path, threads: int, device: str | None = None) -> Executable:
     )
 
 
-def _check_shape(array: np.ndarray, name: str, expected: list[int | str]) -> None:
+def _check_shape(array: np.ndarray | torch.Tensor, name: str, expected: list[int | str]) -> None:
     if 0 in array.shape:
         raise ValueError(f"input {name!r} is empty: pass at least one sample.")
     if len(expected) != array.ndim or any(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.matrix import matrix, quantizers
+from benchmarks.matrix import generators, matrix, models, quantizers
 from benchmarks.peers import peer_cases
 from reports.record import unpack_outcomes, validate
 from reports.runs import read_run
@@ -45,7 +45,7 @@ class Collector:
         self.ids = [f"{name}[{item.callspec.id}]" for name, item in zip(functions, session.items)]
 
     def pytest_deselected(self, items):
-        self.deselected = len(items)
+        self.deselected += sum("case" in item.callspec.params for item in items if hasattr(item, "callspec"))
 
 def collect(arguments):
     collector = Collector()
@@ -55,7 +55,12 @@ def collect(arguments):
 
 print("SELECTED", json.dumps([collect(arguments) for arguments in json.loads(sys.argv[1])]))
 """
-OTHERS = [f"quantize:{case}" for case in quantizers()] + [f"peer:{case}" for case in peer_cases()]
+OPT_IN = {name for name, entry in models().items() if entry.constants.get("OPT_IN")}
+OTHERS = [
+    *(f"generate:{case}" for case in generators()),
+    *(f"quantize:{case}" for case in quantizers()),
+    *(f"peer:{case}" for case in peer_cases()),
+]
 SELECTIONS = {
     "nothing": ["benchmarks"],
     "everything": ["benchmarks", "-m", "full"],
@@ -66,6 +71,8 @@ SELECTIONS = {
     "quantize, narrowed": ["benchmarks", "-m", "quantize and case(method='rtn')", "-k", "digits and int4"],
     "quantize, of core": ["benchmarks/test_quantize.py"],
     "quantize, one": ["benchmarks/test_quantize.py::test_quantize[digits-rtn-int3-torch]"],
+    "generate": ["benchmarks", "-m", "generate"],
+    "opt-in": ["benchmarks", "--model", "smollm2", "-k", "rtn-int3-torch"],
     "peer": ["benchmarks", "-m", "peer"],
 }
 
@@ -502,8 +509,8 @@ def test_without_a_selection_the_core_cases_run(selected):
 @pytest.mark.parametrize(
     ("selection", "wanted"),
     [
-        ("everything", lambda case: True),
-        ("axes", lambda case: case.bits == "int5" and case.backend == "torch"),
+        ("everything", lambda case: case.model not in OPT_IN),
+        ("axes", lambda case: case.model not in OPT_IN and case.bits == "int5" and case.backend == "torch"),
         ("keyword", lambda case: case.model == "digits" and case.bits == "int3"),
         ("node id", lambda case: case.id == "digits-float-fp16-torch"),
     ],
@@ -517,7 +524,7 @@ def test_a_selection_is_not_limited_to_core_cases(selected, selection, wanted):
 @pytest.mark.parametrize(
     ("selection", "wanted"),
     [
-        ("quantize", lambda case: True),
+        ("quantize", lambda case: case.model not in OPT_IN),
         ("quantize, narrowed", lambda case: (case.model, case.method, case.bits) == ("digits", "rtn", "int4")),
         ("quantize, of core", lambda case: case.core),
         ("quantize, one", lambda case: case.id == "digits-rtn-int3-torch"),
@@ -528,6 +535,18 @@ def test_quantizers_run_where_their_marker_or_file_is_named(selected, selection,
     assert (
         set(answers[selection]["ids"]) == {f"test_quantize[{case}]" for case in quantizers() if wanted(case)} != set()
     )
+
+
+def test_generation_runs_where_its_marker_is_named(selected):
+    answers, _ = selected
+    wanted = {f"test_generate[{case}]" for case in generators() if case.model not in OPT_IN}
+    assert set(answers["generate"]["ids"]) == wanted != set()
+
+
+def test_a_model_to_opt_in_to_runs_where_it_is_named(selected):
+    answers, _ = selected
+    assert "smollm2" in OPT_IN
+    assert answers["opt-in"]["ids"] == ["test_inference[smollm2-rtn-int3-torch]"]
 
 
 def test_peers_run_where_their_marker_is_named(selected):
