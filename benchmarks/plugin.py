@@ -313,7 +313,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info["quant"] = environment.describe(machine_info, config.getoption("threads"))
+    machine_info["quant"] = environment.describe(config.getoption("threads"))
     environment.drop_varying(machine_info)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import environment
 from benchmarks.outcomes import outcomes
+from quant import hardware
 from reports.record import SCHEMA, Record, case_id, full_name
 from reports.runs import Run, RunError
 from reports.storage import PARTIAL, find_run
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     elif option.benchmark_compare:
         name = None if option.benchmark_compare is True else option.benchmark_compare
         try:
-            baseline = find_run(name, storage_folder(config), environment.cpu_name())
+            baseline = find_run(name, storage_folder(config), hardware.processor().name)
         except RunError as error:
             raise pytest.UsageError(str(error)) from None
         config.stash[BASELINE] = baseline

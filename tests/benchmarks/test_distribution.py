@@ -15,10 +15,12 @@ CASES = matrix()[0]
 USAGE_ERROR, FAILED = pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.TESTS_FAILED
 
 ANOTHER_CHIP = """
+import pytest
 
+@pytest.hookimpl(trylast=True)
 def pytest_benchmark_update_machine_info(config, machine_info):
     if HERE.parent.name == "elsewhere":
-        machine_info["cpu"]["brand_raw"] = "Another Chip"
+        machine_info["quant"]["cpu"] = "Another Chip"
 """
 NUMPY_FIGURE = """
 
