@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import timing
-from benchmarks.environment import cpu_name
 from benchmarks.workshop import Artifact, Workshop
 from fixtures.cache import source_digest
 from fixtures.model import Samples
+from quant import hardware
 from quant.replaying import environment
 from reports.record import plain
 
@@ -101,7 +101,7 @@ def _speed(workshop: Workshop, artifact: Artifact, samples: Samples, busy: bool)
         "artifacts": [artifact.entry.digest, baseline.entry.digest],
         "data": samples.first(settings.batch).digest,
         "threads": settings.threads,
-        "machine": {**environment(), "cpu": cpu_name()},
+        "machine": {**environment(), "cpu": hardware.processor().name},
         "source": source_digest("benchmarks.timing"),
     }
     refused: list[dict[str, object]] = []

@@ -91,7 +91,7 @@ def attempts(monkeypatch):
 
     attempts = SimpleNamespace(made=made, busy=False)
     monkeypatch.setattr(timing, "compare", compare)
-    monkeypatch.setattr(prices, "cpu_name", lambda: "a chip")
+    monkeypatch.setattr(prices.hardware, "processor", lambda: SimpleNamespace(name="a chip"))
     return attempts
 
 
