@@ -119,10 +119,9 @@ def finding_against_float(record: Record, limit: Limit) -> Finding:
     name, accuracy = record_name(record), record["accuracy"]
     if limit.metric == "agreement":
         found, samples = _disagreement(record)
-        finding = _of_change(name, limit, found, True, samples)
-        # That a case disagrees at all is no chance; whether by more than the limit is for the interval to say.
-        exceeds = finding.interval is not None and finding.interval[0] > limit.amount
-        return replace(finding, p_value=0.0 if exceeds else 1.0)
+        # One sample that disagrees refutes that nothing was lost.
+        found = replace(found, p_value=0.0 if found.after < found.before else 1.0)
+        return _of_change(name, limit, found, True, samples)
     interval = accuracy.get("ci95") and Interval(*accuracy["ci95"], accuracy.get("interval_method") or "as recorded")
     p_value = accuracy.get("p_value")
     found = Change(accuracy["baseline"], accuracy["value"], interval or None, 1.0 if p_value is None else p_value)

@@ -29,9 +29,8 @@ def section(result):
     lines = result.stdout.lines
     start = next(index for index, line in enumerate(lines) if line.strip("- ") == "comparison")
     assert not any("Traceback" in line or "INTERNALERROR" in line for line in lines)
-    said = lines[start + 1 :]
-    end = next((index for index, line in enumerate(said) if line.startswith("Next:")), len(said))
-    return [line for line in said[:end] if line and not line.startswith("=")]
+    end = next((index for index, line in enumerate(lines) if line.startswith("Next: ")), len(lines))
+    return [line for line in lines[start + 1 : end] if line and not line.startswith("=")]
 
 
 def test_equal_runs_pass(gate):
