@@ -1,0 +1,323 @@
+"""Fake quantization that learns: steps and offsets trained by gradients beside the values they quantize.
+
+A fake-quantized value is what its code stands for, computed as the tables have it: the numbers a model is trained with
+are those it will be run with. Rounding has no gradient of its own, so the one of a straight line stands in (Bengio et
+al., 2013, arXiv:1308.3432). With ``v = value / scale`` and codes from ``low`` to ``high``, less the zero point:
+
+                     v < low      low <= v <= high       v > high
+    by the value     0            1                      0
+    by the scale     low          round(v) - v           high         LSQ: Esser et al., 2020 (arXiv:1902.08153)
+    by the scale     low          0                      high         PACT: Choi et al., 2018 (arXiv:1805.06085)
+    by the zero      -scale       0                      -scale       LSQ+: Bhalgat et al., 2020 (arXiv:2004.09576)
+
+The gradients of scale and zero point are summed over the n values that share them and divided by ``sqrt(n * high)``,
+as LSQ does to balance them with those of the values. Both are rounded to what the tables store before they are used,
+again with the gradient of a straight line.
+
+Forward and backward keep the values alone, and compute the rest again: blocks are views, nothing is expanded to the
+size of a weight.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from quant.graph import ActivationQuantizer
+from quant.recipe import Estimator
+from quant.scheme import NumberFormat
+from quant.tensor import QuantizedTensor, expand, in_blocks, quantize_with, round_scale
+
+Choose = Callable[[torch.Size], Tensor]
+"""Draws which blocks are fake-quantized, bool of the shape of their scales; the others stay what they are."""
+
+_INSIDE = 0.499
+"""How far from its code a value starts at most, in steps: half would be the border to the next."""
+_EDGE = 1e-3
+"""How far from the ends of its range it starts at least, so that rounding does not put it outside."""
+_SMALLEST = 1 / 64
+"""What a scale may shrink to, as a share of where it started."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What values are rounded to; ``block`` as in :mod:`quant.tensor`, or None where all have one scale."""
+
+    format: NumberFormat
+    block: tuple[int, ...] | None = None
+    estimator: Estimator = "lsq"
+
+    def blocked(self, values: Tensor) -> Tensor:
+        """View values as [blocks, within, blocks, within, ...]."""
+        return values if self.block is None else in_blocks(values, self.block)
+
+    def aligned(self, per_block: Tensor) -> Tensor:
+        """View what there is one of for each block so that it broadcasts to :meth:`blocked` values."""
+        if self.block is None:
+            return per_block
+        return per_block.reshape([side for count in per_block.shape for side in (count, 1)])
+
+    def whole(self, blocked: Tensor, shape: torch.Size) -> Tensor:
+        """Undo :meth:`blocked`."""
+        if self.block is None:
+            return blocked
+        sides = zip(blocked.shape[::2], blocked.shape[1::2], strict=True)
+        padded = blocked.reshape([blocks * within for blocks, within in sides])
+        return padded if padded.shape == shape else padded[tuple(slice(size) for size in shape)]
+
+    def summed(self, blocked: Tensor, like: Tensor) -> Tensor:
+        """Return the sum over each block, shaped as a scale is."""
+        if self.block is None:
+            return blocked.sum().reshape(like.shape)
+        return blocked.sum(tuple(range(1, blocked.ndim, 2))).reshape(like.shape)
+
+    def gradient_scale(self, shape: torch.Size) -> float:
+        """Return LSQ's ``1 / sqrt(n * high)``, n being the values that share a scale: of one sample where all do."""
+        values = prod(shape[1:]) if self.block is None else prod(self.block)
+        return max(values * self.format.highest, 1) ** -0.5
+
+
+def fake_quantize(
+    values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, chosen: Tensor | None = None
+) -> Tensor:
+    """Return ``values`` (float, any shape) quantized and dequantized, with gradients for all three tensors.
+
+    Args:
+        scale, zero_point: floats, one for each block, exactly as they are stored; no zero point if symmetric.
+        chosen: bool, one for each block, those to quantize, for training with noise; None quantizes all.
+    """
+    return _FakeQuantize.apply(values, scale, zero_point, grid, chosen)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context, values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, chosen: Tensor | None
+    ) -> Tensor:
+        context.save_for_backward(values, scale, zero_point, chosen)
+        context.grid = grid
+        steps, low, high = _in_steps(values, scale, zero_point, grid)
+        fake = steps.clamp_(low, high).round_().mul_(grid.aligned(scale))
+        if chosen is not None:
+            fake = torch.where(grid.aligned(chosen), fake, grid.blocked(values))
+        return grid.whole(fake, values.shape)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, scale, zero_point, chosen = context.saved_tensors
+        grid, (by_values, by_scale, by_zero, *_) = context.grid, context.needs_input_grad
+        steps, low, high = _in_steps(values, scale, zero_point, grid)
+        clipped = steps.clamp(low, high)
+        inside = clipped == steps
+        if chosen is not None:
+            inside |= ~grid.aligned(chosen)
+        arriving = grid.blocked(gradient)
+        passed = arriving * inside
+        factor, found = grid.gradient_scale(values.shape), [None, None, None]
+        if by_values:
+            found[0] = grid.whole(passed, values.shape)
+        if by_scale:
+            slope = clipped.round_()
+            if grid.estimator == "lsq":
+                slope.sub_(steps.mul_(inside))
+            else:
+                slope.mul_(~inside)
+            if chosen is not None:
+                slope.mul_(grid.aligned(chosen))
+            found[1] = grid.summed(slope.mul_(arriving), scale).mul_(factor)
+        if by_zero:
+            found[2] = grid.summed(passed - arriving, scale).mul_(scale).mul_(factor)
+        return *found, None, None
+
+
+def _in_steps(
+    values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid
+) -> tuple[Tensor, float | Tensor, float | Tensor]:
+    """Return values in units of their scale, blocked, and the lowest and highest code there, less the zero point."""
+    steps, format = grid.blocked(values) / grid.aligned(scale), grid.format
+    if zero_point is None:
+        return steps, format.lowest, format.highest
+    zero = grid.aligned(zero_point)
+    return steps, format.lowest - zero, format.highest - zero
+
+
+class _Rescale(torch.autograd.Function):
+    """``(codes - zero_point) * scale`` of codes that stay."""
+
+    @staticmethod
+    def forward(context, codes: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
+        context.save_for_backward(codes, scale, zero_point)
+        context.grid = grid
+        return grid.whole(_steps_of(codes, zero_point, grid, scale.dtype).mul_(grid.aligned(scale)), codes.shape)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale, zero_point = context.saved_tensors
+        grid, factor = context.grid, context.grid.gradient_scale(codes.shape)
+        arriving = grid.blocked(gradient)
+        steps = _steps_of(codes, zero_point, grid, scale.dtype)
+        by_scale = grid.summed(steps.mul_(arriving), scale).mul_(factor)
+        by_zero = grid.summed(arriving, scale).mul_(-factor).mul_(scale) if context.needs_input_grad[2] else None
+        return None, by_scale, by_zero, None
+
+
+def _steps_of(codes: Tensor, zero_point: Tensor | None, grid: Grid, dtype: torch.dtype) -> Tensor:
+    steps = grid.blocked(codes.to(dtype))
+    return steps if zero_point is None else steps.sub_(grid.aligned(zero_point))
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def straight_through(values: Tensor, rounded: Tensor) -> Tensor:
+    """Return ``rounded``, whose gradient goes to ``values`` as it comes."""
+    return _StraightThrough.apply(values, rounded)
+
+
+class LearnedRange(nn.Module):
+    """Scales and zero points that learn, from where they start.
+
+    stretch  float, the shape of the scales: by how much each has grown; one number for every model and layer
+    shift    the same of the zero points, as shares of the range; None if symmetric
+    """
+
+    def __init__(self, scale: Tensor, zero_point: Tensor | None, format: NumberFormat) -> None:
+        super().__init__()
+        self.format = format
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("zero_point", None if zero_point is None else zero_point.to(scale.dtype))
+        self.stretch = nn.Parameter(torch.ones_like(scale))
+        self.shift = None if zero_point is None else nn.Parameter(torch.zeros_like(scale))
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """Return scale and zero point, floats exactly as they are stored."""
+        scale, format = self.scale * self.stretch, self.format
+        rounded = round_scale(scale.detach(), format)
+        scale = straight_through(scale, torch.where(rounded > 0, rounded, self.scale))
+        if self.shift is None:
+            return scale, None
+        zero_point = self.zero_point + self.shift * (format.highest - format.lowest)
+        rounded = zero_point.detach().round().clamp_(format.lowest, format.highest)
+        return scale, straight_through(zero_point, rounded)
+
+    @torch.no_grad()
+    def restart(self, scale: Tensor, zero_point: Tensor | None, format: NumberFormat) -> None:
+        """Go on from other scales and zero points, those of another number of bits."""
+        self.format = format
+        self.scale.copy_(scale)
+        self.stretch.fill_(1)
+        if zero_point is not None:
+            self.zero_point.copy_(zero_point)
+            self.shift.zero_()
+
+    @torch.no_grad()
+    def keep_valid(self) -> None:
+        """Take back what a step of training did too much of."""
+        self.stretch.clamp_(min=_SMALLEST)
+        if self.shift is not None:
+            extent = self.format.highest - self.format.lowest
+            self.shift.copy_(self.shift.clamp(-self.zero_point / extent, 1 - self.zero_point / extent))
+
+    @torch.no_grad()
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Return scale (float32) and zero point (uint8) for the tables."""
+        scale, zero_point = self()
+        return scale.clone(), None if zero_point is None else zero_point.to(torch.uint8)
+
+
+class LearnedWeight(nn.Module):
+    """A weight that learns together with its scales and zero points.
+
+    It starts where it is nearest to the float weight among all that round to the codes of ``start``, so that training
+    goes on from what the tables already mean.
+    """
+
+    def __init__(self, weight: Tensor, start: QuantizedTensor) -> None:
+        super().__init__()
+        self.grid = Grid(start.format, start.block)
+        self.range = LearnedRange(start.scale, start.zero_point, start.format)
+        self.values = nn.Parameter(_nearest_with_the_codes_of(start, weight))
+
+    def forward(self, choose: Choose | None = None) -> Tensor:
+        scale, zero_point = self.range()
+        return fake_quantize(self.values, scale, zero_point, self.grid, choose(scale.shape) if choose else None)
+
+    def restart(self, scale: Tensor, zero_point: Tensor | None, format: NumberFormat) -> None:
+        """Go on in another number of bits."""
+        self.grid = replace(self.grid, format=format)
+        self.range.restart(scale, zero_point, format)
+
+    def table(self) -> QuantizedTensor:
+        """Return the weight as it is quantized now."""
+        return quantize_with(self.values.detach(), *self.range.stored(), self.grid.format, self.grid.block)
+
+
+class LearnedScales(nn.Module):
+    """A weight whose codes stay, and whose scales and zero points learn."""
+
+    def __init__(self, start: QuantizedTensor) -> None:
+        super().__init__()
+        self.start, self.grid = start, Grid(start.format, start.block)
+        self.range = LearnedRange(start.scale, start.zero_point, start.format)
+
+    def forward(self, choose: Choose | None = None) -> Tensor:
+        return _Rescale.apply(self.start.codes, *self.range(), self.grid)
+
+    def table(self) -> QuantizedTensor:
+        scale, zero_point = self.range.stored()
+        return replace(self.start, scale=scale, zero_point=zero_point)
+
+
+class LearnedActivation(nn.Module):
+    """An activation quantizer with a fixed range that learns."""
+
+    def __init__(self, start: ActivationQuantizer, estimator: Estimator) -> None:
+        super().__init__()
+        self.start, self.grid = start, Grid(start.format, estimator=estimator)
+        self.range = LearnedRange(start.scale, start.zero_point, start.format)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.start.input_scale is not None:
+            values = values * self.start.input_scale
+        return fake_quantize(values, *self.range(), self.grid)
+
+    def table(self) -> ActivationQuantizer:
+        scale, zero_point = self.range.stored()
+        return replace(self.start, scale=scale, zero_point=zero_point)
+
+
+class PassingActivation(nn.Module):
+    """An activation quantizer that has nothing to learn, because it finds its range at run time or has none."""
+
+    def __init__(self, start: ActivationQuantizer) -> None:
+        super().__init__()
+        self.start, self._unscaled = start, replace(start, input_scale=None)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.start.input_scale is not None:
+            values = values * self.start.input_scale
+        return straight_through(values, self._unscaled(values.detach()))
+
+    def table(self) -> ActivationQuantizer:
+        return self.start
+
+
+def _nearest_with_the_codes_of(start: QuantizedTensor, weight: Tensor) -> Tensor:
+    """Return the values nearest to ``weight`` that round to the codes of ``start`` and lie within its range.
+
+    Beyond the range there would be no gradient to bring them back.
+    """
+    scale = expand(start.scale, start.block, weight.shape)
+    zero = 0.0 if start.zero_point is None else expand(start.zero_point.float(), start.block, weight.shape)
+    codes, format = start.codes.float() - zero, start.format
+    steps = torch.clamp(weight.float() / scale, codes - _INSIDE, codes + _INSIDE)
+    return steps.add_(zero).clamp_(format.lowest + _EDGE, format.highest - _EDGE).sub_(zero).mul_(scale)
