@@ -59,7 +59,8 @@ def qat(
 
     Args:
         model: a module in eval mode, which is captured with the first batch; a captured graph; or a quantized model,
-            from whose tables training starts. Otherwise it starts from scales of least squared error.
+            from whose tables training starts, as it has to where activations are quantized. Otherwise weights start in
+            scales of least squared error.
         scheme: a bits word of weight-only schemes, or a scheme; that of the quantized model, where one is given.
         loader: batches, each a sequence of one tensor per input of the model and what the loss takes beside outputs.
         loss: called as ``loss(outputs, *rest_of_the_batch)``, such as ``torch.nn.functional.cross_entropy``; None
@@ -79,9 +80,8 @@ def qat(
 
 def train(start: QuantizedModel, training: Training) -> QuantizedModel:
     """Return the tables that training leads to from those of ``start``; errors are those of :func:`qat`."""
-    for name, weight in start.weights.items():
-        if weight.codebook is not None:
-            raise ValueError(f"the weight {name!r} is in a codebook, whose entries are not trained: use integer bits.")
+    if not start.weights or any(weight.codebook is not None for weight in start.weights.values()):
+        raise ValueError(f"{start.scheme} has no integer weights to train: use int4 or another word of theirs.")
     with torch.enable_grad():
         run = _Run(start, training)
         run.go()
@@ -291,6 +291,10 @@ def _start(model: FloatGraph | nn.Module | QuantizedModel, scheme: Scheme, loade
         if model.scheme != scheme:
             raise ValueError(f"the quantized model is in {model.scheme}, not {scheme}: name its own scheme.")
         return model
+    if scheme.activations is not None:
+        raise ValueError(f"{scheme} quantizes activations: quantize the model by static or dynamic, and train that.")
+    if scheme.linear is None or scheme.linear.codebook is not None:
+        return QuantizedModel(model, scheme)
     if isinstance(model, nn.Module):
         first = next(iter(loader), None)
         if first is None:
