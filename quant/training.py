@@ -299,6 +299,7 @@ def _start(model: FloatGraph | nn.Module | QuantizedModel, scheme: Scheme, loade
         first = next(iter(loader), None)
         if first is None:
             raise ValueError("the loader gives no batch: check its data.")
+        first = (first,) if isinstance(first, Tensor) else first
         needed = [one for one in signature(model.forward).parameters.values() if one.default is Parameter.empty]
         model = capture(model, tuple(torch.as_tensor(values)[:2] for values in first[: len(needed)]))
     return mse.quantize(model, scheme)
