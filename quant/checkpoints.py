@@ -25,12 +25,13 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        raise unreadable(path, str(error).splitlines()[0]) from error
+        raise unreadable(path, error) from error
     if not isinstance(state, dict):
-        raise unreadable(path, "it holds no state")
+        raise unreadable(path, TypeError("it holds no state"))
     return state
 
 
-def unreadable(path: Path, reason: str) -> ValueError:
-    """Return the error of a checkpoint that cannot be gone on with."""
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """Return what to raise where a checkpoint cannot be gone on with."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
     return ValueError(f"{path} cannot be read ({reason}): delete it to begin anew.")

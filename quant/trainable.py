@@ -25,7 +25,7 @@ from quant.fake_quantize import (
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel, shared_quantizers
 from quant.methods.mse import search
 from quant.methods.static import accumulated_biases, on_accumulator_grid
-from quant.nodes import LSTM, QUANTIZABLE, lstm_parameters
+from quant.nodes import QUANTIZABLE
 from quant.recipe import Estimator, Learns
 from quant.tensor import QuantizedTensor
 
@@ -39,7 +39,10 @@ _VECTORS = {
     "aten.mul.Tensor": (0, 1),
     "aten.add.Tensor": (0, 1),
 }
-"""Where operators take vectors that learn: biases, and the gains of norms, which may be written out."""
+"""Where operators take vectors that learn: biases, and the gains of norms, which may be written out.
+
+The biases of an LSTM stay: it has two for every gate, of which some runtimes hold the sum alone.
+"""
 
 
 class TrainableModel(nn.Module):
@@ -128,16 +131,13 @@ def learning_vectors(graph: FloatGraph) -> list[str]:
     found = []
     for name, value in graph.parameters.items():
         edges = graph.consumers(name)
-        if value.ndim == 1 and value.is_floating_point() and edges and all(_learns(graph, name, e) for e in edges):
+        if value.ndim == 1 and value.is_floating_point() and edges and all(_learns(graph, edge) for edge in edges):
             found.append(name)
     return found
 
 
-def _learns(graph: FloatGraph, name: str, edge: Edge) -> bool:
-    node = graph.node(edge)
-    if node.operator == LSTM:
-        return any(name == bias.name for direction in lstm_parameters(node) for bias in direction[2:4])
-    return edge[2] in _VECTORS.get(node.operator, ())
+def _learns(graph: FloatGraph, edge: Edge) -> bool:
+    return edge[2] in _VECTORS.get(graph.node(edge).operator, ())
 
 
 def _activation(quantizer: ActivationQuantizer, estimator: Estimator) -> nn.Module:

@@ -268,7 +268,7 @@ class _Run:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise unreadable(path, str(error).splitlines()[0]) from error
+            raise unreadable(path, error) from error
 
 
 class _Lines:
@@ -337,7 +337,7 @@ def _batches(loader: Iterable[Batch], seed: int, skipped: int) -> Iterator[Batch
     """Yield batches without end, but for the first so many; every epoch begins with a seed of its own."""
     epoch = 0
     while True:
-        torch.manual_seed((seed << 32) + epoch)
+        torch.manual_seed(_mixed(seed, "epoch", epoch))
         found = False
         for batch in loader:
             found = True
@@ -355,8 +355,13 @@ def _batches(loader: Iterable[Batch], seed: int, skipped: int) -> Iterator[Batch
 def _seeded(seed: int, step: int) -> Iterator[None]:
     """Seed what a step draws by its number, and leave the generator to the loader as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed << 32) + (1 << 31) + step)
+        torch.manual_seed(_mixed(seed, "step", step))
         yield
+
+
+def _mixed(seed: int, what: str, number: int) -> int:
+    """Return a seed of 32 bits, which is all that torch's generator takes of one."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{what}:{number}".encode()).digest()[:4])
 
 
 def _single(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
