@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from quant.graph import ActivationQuantizer
+from quant.methods.mse import search
 from quant.recipe import Estimator
 from quant.scheme import NumberFormat
-from quant.tensor import QuantizedTensor, expand, in_blocks, quantize_with, round_scale
+from quant.tensor import QuantizedTensor, expand, in_blocks, round_scale
 
 Choose = Callable[[torch.Size], Tensor]
 """Draws which blocks are fake-quantized, bool of the shape of their scales; the others stay what they are."""
@@ -80,35 +81,48 @@ class Grid:
 
 
 def fake_quantize(
-    values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, chosen: Tensor | None = None
+    values: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: Grid,
+    unit: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
-    """Return ``values`` (float, any shape) quantized and dequantized, with gradients for all three tensors.
+    """Return ``values`` (float, any shape) quantized and dequantized, with gradients for the first three tensors.
 
     Args:
         scale, zero_point: floats, one for each block, exactly as they are stored; no zero point if symmetric.
+        unit: what ``values`` are multiples of, one for each block; None if they are plain numbers.
         chosen: bool, one for each block, those to quantize, for training with noise; None quantizes all.
     """
-    return _FakeQuantize.apply(values, scale, zero_point, grid, chosen)
+    return _FakeQuantize.apply(values, scale, zero_point, grid, unit, chosen)
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        context, values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, chosen: Tensor | None
+        context,
+        values: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        grid: Grid,
+        unit: Tensor | None,
+        chosen: Tensor | None,
     ) -> Tensor:
-        context.save_for_backward(values, scale, zero_point, chosen)
+        context.save_for_backward(values, scale, zero_point, unit, chosen)
         context.grid = grid
-        steps, low, high = _in_steps(values, scale, zero_point, grid)
+        steps, low, high = _in_steps(values, scale, zero_point, grid, unit)
         fake = steps.clamp_(low, high).round_().mul_(grid.aligned(scale))
         if chosen is not None:
-            fake = torch.where(grid.aligned(chosen), fake, grid.blocked(values))
+            plain = grid.blocked(values) if unit is None else grid.blocked(values) * grid.aligned(unit)
+            fake = torch.where(grid.aligned(chosen), fake, plain)
         return grid.whole(fake, values.shape)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, scale, zero_point, chosen = context.saved_tensors
+        values, scale, zero_point, unit, chosen = context.saved_tensors
         grid, (by_values, by_scale, by_zero, *_) = context.grid, context.needs_input_grad
-        steps, low, high = _in_steps(values, scale, zero_point, grid)
+        steps, low, high = _in_steps(values, scale, zero_point, grid, unit)
         clipped = steps.clamp(low, high)
         inside = clipped == steps
         if chosen is not None:
@@ -116,8 +130,6 @@ class _FakeQuantize(torch.autograd.Function):
         arriving = grid.blocked(gradient)
         passed = arriving * inside
         factor, found = grid.gradient_scale(values.shape), [None, None, None]
-        if by_values:
-            found[0] = grid.whole(passed, values.shape)
         if by_scale:
             slope = clipped.round_()
             if grid.estimator == "lsq":
@@ -129,14 +141,17 @@ class _FakeQuantize(torch.autograd.Function):
             found[1] = grid.summed(slope.mul_(arriving), scale).mul_(factor)
         if by_zero:
             found[2] = grid.summed(passed - arriving, scale).mul_(scale).mul_(factor)
-        return *found, None, None
+        if by_values:
+            found[0] = grid.whole(passed if unit is None else passed.mul_(grid.aligned(unit)), values.shape)
+        return *found, None, None, None
 
 
 def _in_steps(
-    values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid
+    values: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, unit: Tensor | None
 ) -> tuple[Tensor, float | Tensor, float | Tensor]:
-    """Return values in units of their scale, blocked, and the lowest and highest code there, less the zero point."""
-    steps, format = grid.blocked(values) / grid.aligned(scale), grid.format
+    """Return values in steps of their scale, blocked, and the lowest and highest code there, less the zero point."""
+    step, format = scale if unit is None else scale / unit, grid.format
+    steps = grid.blocked(values) / grid.aligned(step)
     if zero_point is None:
         return steps, format.lowest, format.highest
     zero = grid.aligned(zero_point)
@@ -239,26 +254,59 @@ class LearnedWeight(nn.Module):
 
     It starts where it is nearest to the float weight among all that round to the codes of ``start``, so that training
     goes on from what the tables already mean.
+
+    values  float, the shape of the weight: as multiples of half the range its block has at first, so that one rate
+            suits blocks of every size, as those of convolutions with batch norms folded into them are
+    unit    float, the shape of the scales: that half
     """
 
     def __init__(self, weight: Tensor, start: QuantizedTensor) -> None:
         super().__init__()
         self.grid = Grid(start.format, start.block)
         self.range = LearnedRange(start.scale, start.zero_point, start.format)
-        self.values = nn.Parameter(_nearest_with_the_codes_of(start, weight))
+        half = (start.format.highest - start.format.lowest) / 2
+        self.register_buffer("unit", start.scale * half)
+        self.values = nn.Parameter(_nearest_with_the_codes_of(start, weight).div_(half))
 
     def forward(self, choose: Choose | None = None) -> Tensor:
         scale, zero_point = self.range()
-        return fake_quantize(self.values, scale, zero_point, self.grid, choose(scale.shape) if choose else None)
+        chosen = choose(scale.shape) if choose else None
+        return fake_quantize(self.values, scale, zero_point, self.grid, self.unit, chosen)
 
-    def restart(self, scale: Tensor, zero_point: Tensor | None, format: NumberFormat) -> None:
-        """Go on in another number of bits."""
+    @torch.no_grad()
+    def restart(self, format: NumberFormat) -> None:
+        """Go on in another number of bits, in scales of least squared error."""
+        weight = self.values * expand(self.unit, self.grid.block, self.values.shape)
         self.grid = replace(self.grid, format=format)
-        self.range.restart(scale, zero_point, format)
+        self.range.restart(*search(weight, format, self.grid.block), format)
 
+    @torch.no_grad()
     def table(self) -> QuantizedTensor:
         """Return the weight as it is quantized now."""
-        return quantize_with(self.values.detach(), *self.range.stored(), self.grid.format, self.grid.block)
+        grid, (scale, zero_point) = self.grid, self.range.stored()
+        zero = None if zero_point is None else zero_point.float()
+        steps, low, high = _in_steps(self.values, scale, zero, grid, self.unit)
+        codes = steps.clamp_(low, high).round_()
+        codes = codes if zero is None else codes.add_(grid.aligned(zero))
+        whole = grid.whole(codes, self.values.shape).to(torch.int8 if zero is None else torch.uint8)
+        return QuantizedTensor(whole, scale, zero_point, None, grid.block, grid.format)
+
+
+class LearnedVector(nn.Module):
+    """A bias or the gains of a norm.
+
+    moved  float [n]: how far it is from where it started, as a share of its root mean square then
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        size = start.square().mean().sqrt()
+        self.register_buffer("start", start.clone())
+        self.register_buffer("unit", torch.where(size > 0, size, torch.ones_like(size)))
+        self.moved = nn.Parameter(torch.zeros_like(start))
+
+    def forward(self) -> Tensor:
+        return torch.addcmul(self.start, self.moved, self.unit)
 
 
 class LearnedScales(nn.Module):
@@ -312,12 +360,12 @@ class PassingActivation(nn.Module):
 
 
 def _nearest_with_the_codes_of(start: QuantizedTensor, weight: Tensor) -> Tensor:
-    """Return the values nearest to ``weight`` that round to the codes of ``start`` and lie within its range.
+    """Return ``weight`` in steps, each as near as it can be where it rounds to the codes of ``start`` within its range.
 
-    Beyond the range there would be no gradient to bring them back.
+    Beyond the range there would be no gradient to bring it back.
     """
     scale = expand(start.scale, start.block, weight.shape)
     zero = 0.0 if start.zero_point is None else expand(start.zero_point.float(), start.block, weight.shape)
     codes, format = start.codes.float() - zero, start.format
     steps = torch.clamp(weight.float() / scale, codes - _INSIDE, codes + _INSIDE)
-    return steps.add_(zero).clamp_(format.lowest + _EDGE, format.highest - _EDGE).sub_(zero).mul_(scale)
+    return steps.add_(zero).clamp_(format.lowest + _EDGE, format.highest - _EDGE).sub_(zero)

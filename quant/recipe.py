@@ -30,8 +30,9 @@ class Recipe:
     """How a model is trained. The defaults suit fine-tuning from tables made without training.
 
     steps           batches learned from; a loader that has fewer is gone through again
-    rate            of Adam, for weights, biases and norms; it rises at first, then falls to zero along a cosine
-    scale_rate      the same for scales and zero points, as a share of what they are
+    rate            of Adam, for weights, as a share of half the range of their block, and for biases and norms, of what
+                    they are; it rises at first, then falls to zero along a cosine
+    scale_rate      the same for scales and zero points, as a share of what they are and of the range
     weight_decay    of AdamW, for weights
     learns          "all", or "scales": scales and zero points alone, while codes stay
     distillation    the share of the distance from the float model in what is minimized; without a loss it is all

@@ -18,12 +18,12 @@ from quant.fake_quantize import (
     Choose,
     LearnedActivation,
     LearnedScales,
+    LearnedVector,
     LearnedWeight,
     PassingActivation,
     straight_through,
 )
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel, shared_quantizers
-from quant.methods.mse import search
 from quant.methods.static import accumulated_biases, on_accumulator_grid
 from quant.nodes import QUANTIZABLE
 from quant.recipe import Estimator, Learns
@@ -68,9 +68,8 @@ class TrainableModel(nn.Module):
         else:
             self.weights = nn.ModuleList(LearnedScales(weight) for weight in start.weights.values())
             self.float_names = tuple(accumulated)
-        self.floats = nn.ParameterList(
-            nn.Parameter(originals[name].clone(), requires_grad=learns == "all") for name in self.float_names
-        )
+        self.floats = nn.ModuleList(LearnedVector(originals[name]) for name in self.float_names)
+        self.floats.requires_grad_(learns == "all")
         by_name = dict(zip(self.weight_names, self.weights, strict=True))
         self._rounded = {
             name: (parameter, by_name[parameter], fixed[edge]) for name, (parameter, edge) in accumulated.items()
@@ -82,8 +81,8 @@ class TrainableModel(nn.Module):
         """Return the outputs of the graph; where ``choose`` is given it draws which blocks of weights are quantized."""
         named = zip(self.weight_names, self.weights, strict=True)
         values = {name: weight(choose) for name, weight in named}
-        for name, value in zip(self.float_names, self.floats, strict=True):
-            values[name] = value if name not in self._rounded else self._on_grid(name, value, values)
+        for name, vector in zip(self.float_names, self.floats, strict=True):
+            values[name] = self._on_grid(name, vector(), values) if name in self._rounded else vector()
         return functional_call(self._run[0], values, inputs)
 
     def _on_grid(self, name: str, bias: Tensor, values: dict[str, Tensor]) -> Tensor:
@@ -103,12 +102,10 @@ class TrainableModel(nn.Module):
         for one in self.ranges:
             one.keep_valid()
 
-    @torch.no_grad()
     def restart(self, bits: int) -> None:
         """Go on with weights of so many bits, but no fewer than their own, in scales of least squared error."""
         for weight, own in zip(self.weights, self.start.weights.values(), strict=True):
-            format = replace(own.format, bits=max(bits, own.format.bits))
-            weight.restart(*search(weight.values, format, weight.grid.block), format)
+            weight.restart(replace(own.format, bits=max(bits, own.format.bits)))
 
     @torch.no_grad()
     def tables(self) -> QuantizedModel:
@@ -120,7 +117,7 @@ class TrainableModel(nn.Module):
         tables = [one.table() for one in self.activations]
         found = {edge: table for table, edges in zip(tables, self._shared, strict=True) for edge in edges}
         activations = {edge: found.get(edge, quantizer) for edge, quantizer in start.activations.items()}
-        floats = {name: value.clone() for name, value in zip(self.float_names, self.floats, strict=True)}
+        floats = {name: vector() for name, vector in zip(self.float_names, self.floats, strict=True)}
         for name, (parameter, *_) in self._rounded.items():
             floats[name] = self._on_grid(name, floats[name], {parameter: weights[parameter].codes})
         return QuantizedModel(start.graph, start.scheme, weights, {**start.floats, **floats}, activations)

@@ -312,7 +312,7 @@ def _optimizer(model: TrainableModel, recipe: Recipe) -> torch.optim.Optimizer:
     decay = {"weight_decay": recipe.weight_decay}
     groups = [
         {"params": values, "highest": recipe.rate, **decay},
-        {"params": [value for value in model.floats if value.requires_grad], "highest": recipe.rate},
+        {"params": [vector.moved for vector in model.floats if vector.moved.requires_grad], "highest": recipe.rate},
         {"params": ranges, "highest": recipe.scale_rate},
         {"params": clips, "highest": recipe.scale_rate, **(decay if recipe.estimator == "pact" else {})},
     ]

@@ -133,7 +133,7 @@ def test_blocks_that_are_not_chosen_stay_what_they_are():
     grid = Grid(GROUPED, (1, 32))
     quantized = fake_quantize(values, scale, zero_point, grid)
     scale.requires_grad_(), values.requires_grad_(), zero_point.requires_grad_()
-    found = fake_quantize(values, scale, zero_point, grid, chosen)
+    found = fake_quantize(values, scale, zero_point, grid, chosen=chosen)
     where = expand(chosen, (1, 32), (4, 64))
     assert torch.equal(found, torch.where(where, quantized, values))
     found.sum().backward()
@@ -157,8 +157,26 @@ def test_a_weight_starts_with_the_codes_it_is_given_as_near_as_it_can(format, sh
     assert torch.equal(learned(), start.dequantize())
     same = (rounded.codes == start.codes) & (rounded.codes > format.lowest) & (rounded.codes < format.highest)
     half = 0.51 * expand(start.scale, block, shape)
-    torch.testing.assert_close(learned.values[same], weight[same], rtol=0, atol=2e-3 * float(start.scale.max()))
-    assert ((learned.values - start.dequantize()).abs() <= half).all()
+    values = (learned.values * expand(learned.unit, block, shape)).detach()
+    torch.testing.assert_close(values[same], weight[same], rtol=0, atol=2e-3 * float(start.scale.max()))
+    assert ((values - start.dequantize()).abs() <= half).all()
+
+
+@pytest.mark.parametrize("chosen", [None, torch.tensor([[True, False], [False, True]])])
+def test_values_in_units_mean_the_same_and_get_gradients_in_them(chosen):
+    values, scale, zero_point = drawn(GROUPED, (2, 64), (1, 32))
+    unit = torch.tensor([[2.0, 0.5], [4.0, 8.0]], dtype=torch.float64)
+    spread_unit, grid = expand(unit, (1, 32), (2, 64)), Grid(GROUPED, (1, 32))
+    plain = [one.clone().requires_grad_() for one in (values, scale, zero_point)]
+    scaled = [one.clone().requires_grad_() for one in (values / spread_unit, scale, zero_point)]
+    expected, found = fake_quantize(*plain, grid, None, chosen), fake_quantize(*scaled, grid, unit, chosen)
+    assert torch.equal(expected, found)
+    arriving = torch.randn(2, 64, dtype=torch.float64)
+    expected.backward(arriving)
+    found.backward(arriving)
+    torch.testing.assert_close(scaled[0].grad, plain[0].grad * spread_unit)
+    for ours, theirs in zip(scaled[1:], plain[1:], strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(4, 32), torch.ones(4, 32), torch.full((1, 32), -1e-6)])
