@@ -34,8 +34,12 @@ from quant.tensor import QuantizedTensor, expand, in_blocks, round_scale
 Choose = Callable[[torch.Size], Tensor]
 """Draws which blocks are fake-quantized, bool of the shape of their scales; the others stay what they are."""
 
-_INSIDE = 0.499
-"""How far from its code a value starts at most, in steps: half would be the border to the next."""
+_INSIDE = 0.2
+"""How far from its code a value starts at most, in steps.
+
+Near the border, at a half, the first steps of training would undo what GPTQ's rounding makes good: MobileNetV2 in 3
+bits, from .62, was then down to chance within ten steps.
+"""
 _EDGE = 1e-3
 """How far from the ends of its range it starts at least, so that rounding does not put it outside."""
 _SMALLEST = 1 / 64

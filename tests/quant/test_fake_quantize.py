@@ -155,11 +155,14 @@ def test_a_weight_starts_with_the_codes_it_is_given_as_near_as_it_can(format, sh
     assert torch.equal(table.codes, start.codes)
     assert torch.equal(table.scale, start.scale)
     assert torch.equal(learned(), start.dequantize())
-    same = (rounded.codes == start.codes) & (rounded.codes > format.lowest) & (rounded.codes < format.highest)
-    half = 0.51 * expand(start.scale, block, shape)
+    scale = expand(start.scale, block, shape).expand(shape)
     values = (learned.values * expand(learned.unit, block, shape)).detach()
-    torch.testing.assert_close(values[same], weight[same], rtol=0, atol=2e-3 * float(start.scale.max()))
-    assert ((values - start.dequantize()).abs() <= half).all()
+    from_code = (values - start.dequantize()).abs() / scale
+    assert from_code.max() <= 0.2 + 2e-3
+    within = (start.codes > format.lowest) & (start.codes < format.highest)
+    near = within & ((weight - start.dequantize()).abs() < 0.2 * scale)
+    assert near.any()
+    torch.testing.assert_close(values[near], weight[near])
 
 
 @pytest.mark.parametrize("chosen", [None, torch.tensor([[True, False], [False, True]])])

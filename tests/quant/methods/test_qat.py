@@ -17,7 +17,7 @@ def error(quantized, graph):
     return float((quant.simulate(quantized)(images(32, seed=9))[0] - expected).norm() / expected.norm())
 
 
-def training(rate=1e-3):
+def training(rate=3e-3):
     """Training of the small net towards its float outputs."""
     recipe = Recipe(steps=60, rate=rate, scale_rate=rate, distance="mse", validate_every=20)
     batches = [(images(16, seed),) for seed in range(1, 5)]
