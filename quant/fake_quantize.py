@@ -163,7 +163,7 @@ def _in_steps(
 
 
 class _Rescale(torch.autograd.Function):
-    """``(codes - zero_point) * scale`` of codes that stay."""
+    """``(codes - zero_point) * scale`` of codes and zero points that stay."""
 
     @staticmethod
     def forward(context, codes: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
@@ -177,9 +177,7 @@ class _Rescale(torch.autograd.Function):
         grid, factor = context.grid, context.grid.gradient_scale(codes.shape)
         arriving = grid.blocked(gradient)
         steps = _steps_of(codes, zero_point, grid, scale.dtype)
-        by_scale = grid.summed(steps.mul_(arriving), scale).mul_(factor)
-        by_zero = grid.summed(arriving, scale).mul_(-factor).mul_(scale) if context.needs_input_grad[2] else None
-        return None, by_scale, by_zero, None
+        return None, grid.summed(steps.mul_(arriving), scale).mul_(factor), None, None
 
 
 def _steps_of(codes: Tensor, zero_point: Tensor | None, grid: Grid, dtype: torch.dtype) -> Tensor:
@@ -314,12 +312,18 @@ class LearnedVector(nn.Module):
 
 
 class LearnedScales(nn.Module):
-    """A weight whose codes stay, and whose scales and zero points learn."""
+    """A weight whose scales learn, while codes and zero points stay.
+
+    A zero point is a whole number, and with the codes fixed one more of it moves all of a block by a whole step: those
+    that learn make a language model in 3 bits worse where scales alone make it better.
+    """
 
     def __init__(self, start: QuantizedTensor) -> None:
         super().__init__()
         self.start, self.grid = start, Grid(start.format, start.block)
         self.range = LearnedRange(start.scale, start.zero_point, start.format)
+        if self.range.shift is not None:
+            self.range.shift.requires_grad_(False)
 
     def forward(self, choose: Choose | None = None) -> Tensor:
         return _Rescale.apply(self.start.codes, *self.range(), self.grid)

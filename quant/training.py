@@ -307,7 +307,7 @@ def _start(model: FloatGraph | nn.Module | QuantizedModel, scheme: Scheme, loade
 
 def _optimizer(model: TrainableModel, recipe: Recipe) -> torch.optim.Optimizer:
     values = [weight.values for weight in model.weights if hasattr(weight, "values")]
-    ranges = [parameter for one in model.weights for parameter in one.range.parameters()]
+    ranges = [value for one in model.weights for value in one.range.parameters() if value.requires_grad]
     clips = [parameter for one in model.activations for parameter in one.parameters()]
     decay = {"weight_decay": recipe.weight_decay}
     groups = [

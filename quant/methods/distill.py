@@ -1,4 +1,4 @@
-"""Distillation of scales and zero points alone: the codes stay those of ``gptq``, and what they stand for learns.
+"""Distillation of scales alone: codes and zero points stay those of ``gptq``, and what they stand for learns.
 
 As "distilled weight quantization" in MLX (mlx-lm, LEARNED_QUANTS.md, 2025): few numbers learn, from the outputs of the
 float model, so that little data and few steps are enough.
@@ -19,7 +19,7 @@ METHODS = {
 }
 
 STEPS = 300
-SCALE_RATE = 2e-3
+SCALE_RATE = 4e-3
 
 
 def quantize(

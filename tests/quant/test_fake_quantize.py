@@ -220,8 +220,7 @@ def test_codes_that_stay_give_the_exact_gradient_of_their_scales(word):
     factor = learned.grid.gradient_scale(torch.Size((4, 64)))
     torch.testing.assert_close(learned.range.stretch.grad, factor * start.scale * steps)
     if not format.symmetric:
-        expected = -factor * start.scale * arriving.reshape(4, 2, 32).sum(-1) * 7
-        torch.testing.assert_close(learned.range.shift.grad, expected)
+        assert learned.range.shift.grad is None
     with torch.no_grad():
         learned.range.stretch *= 1.3
     table = learned.table()
