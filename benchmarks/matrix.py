@@ -122,6 +122,7 @@ def quantizers() -> tuple[Case, ...]:
     """Return what can be quantized into tables: a case for each model, method and bits, then those of single layers.
 
     Tables know no runtime. Where their scheme does depend on one, in what is quantized at run time, it is torch's.
+    Methods that train are left out: they take what their recipes allow them, minutes.
     """
     of_models = [case for case in matrix()[0] if case.backend == _QUANTIZERS_BACKEND and _has_tables(case.method_entry)]
     of_layers = [
@@ -149,7 +150,7 @@ def generators() -> tuple[Case, ...]:
 
 
 def _has_tables(entry: Method) -> bool:
-    return not entry.native and entry.family != "float"
+    return not entry.native and not entry.trains and entry.family != "float"
 
 
 def _combinations() -> Iterator[Case]:

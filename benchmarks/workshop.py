@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from fixtures.own_files import OwnEntry
 from quant.backends import Executable, Target
 from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
+from quant.recipe import Recipe, Training, unlabelled
 from quant.replaying import environment
 from quant.storage import load, load_graph, save, save_graph
 from quant.tracing import capture
@@ -134,12 +135,18 @@ class Workshop:
             "source": source_digest(method.entry.module, "quant.methods", "quant.storage"),
             "machine": environment(),
         }
+        training = _training(prepared.model, calibration) if method.trains else None
+        if training:
+            key |= {"training": training.digest, "recipe": asdict(training.recipe)}
+            # Outside the entry, which is begun anew after a kill: training goes on.
+            training = replace(training, checkpoint=self.cache.folder / "training" / f"{digest_of(key)[:32]}.pt")
 
         def build(folder: Path) -> None:
             self._progress(f"quantizing with {case.method}")
             batches = calibration_batches(calibration) if method.calibrates else []
             granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
-            save(quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress), folder)
+            made = quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress, training)
+            save(made, folder)
 
         entry = self.cache.entry("tables", key, build)
         return Tables(load(entry.path, prepared.graph), entry)
@@ -371,6 +378,14 @@ class Workshop:
                 module(*map(torch.from_numpy, batch))[0].numpy() for batch in _batches(samples, self.settings.batch)
             ]
         return np.concatenate(outputs)
+
+
+def _training(model: Model, calibration: Samples) -> Training:
+    """Return what a model's quantized numbers are trained on: its own data, or the float model on the calibration."""
+    if model.training is not None:
+        return model.training()
+    batches = _batches(calibration, CALIBRATION_BATCH)
+    return unlabelled(batches, Recipe(distance="kl" if model.logits else "mse"))
 
 
 class _Truncated(Exception):

@@ -55,10 +55,10 @@ class PeerCase:
         return missing({**self.library.constants["PACKAGES"], **model(self.model).constants["PACKAGES"]})
 
     def rivals(self) -> list[Case]:
-        """Return our methods of the same family at the same bits."""
+        """Return our methods of the same family at the same bits, but for those that train."""
         word = self.bits.partition("_")[0]
-        found = methods().values()
-        names = [one.name for one in found if not one.native and one.family == self.family and word in one.bits]
+        found = [one for one in methods().values() if not one.native and not one.trains]
+        names = [one.name for one in found if one.family == self.family and word in one.bits]
         return [Case(self.model, name, self.bits, self.backend) for name in names]
 
 

@@ -1,8 +1,8 @@
 """Quantization methods: one algorithm per file, found by file name.
 
 A method's file starts with a literal ``METHODS`` that is read without importing it: method name -> family, bits words
-it offers, the ``core`` ones among them, whether it needs calibration data, and the settings of that variant. Its
-``quantize`` fills the tables of a float graph and knows no runtime.
+it offers, the ``core`` ones among them, whether it needs calibration data, whether it trains, and the settings of that
+variant. Its ``quantize`` fills the tables of a float graph and knows no runtime.
 """
 
 import functools
@@ -18,6 +18,7 @@ from quant.scheme import Family, Granularity, parse
 if TYPE_CHECKING:
     from quant.calibrate import Batch
     from quant.graph import FloatGraph, QuantizedModel
+    from quant.training import Training
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Method:
     """One method of the matrix.
 
     ``core`` holds the bits words that a run without any selection includes. ``native`` methods are a backend's own and
-    have no tables.
+    have no tables. Methods that ``train`` take what a model is trained on, :class:`quant.training.Training`, and where
+    there is nothing of the kind learn from the float model's outputs on the calibration data.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Method:
     entry: Entry
     core: tuple[str, ...] = ()
     calibrates: bool = False
+    trains: bool = False
     native: bool = False
     settings: dict[str, object] = field(default_factory=dict)
 
@@ -60,6 +63,7 @@ def quantize(
     calibration: "Sequence[Batch]" = (),
     dynamic_granularity: Granularity = "token",
     progress: "Callable[[str], None] | None" = None,
+    training: "Training | None" = None,
 ) -> "QuantizedModel":
     """Return the tables that ``method`` makes of ``graph`` in the scheme ``bits`` names.
 
@@ -70,6 +74,7 @@ def quantize(
         calibration: batches of inputs, one array per input of the graph; only calibrating methods need them.
         dynamic_granularity: what the kernels for run-time activation quantization offer, "token" or "tensor".
         progress: called with a line of text such as "gptq: layer 7 of 36, 12 s left" as work goes on.
+        training: what a method that trains learns from; without it, the float model on the calibration data.
 
     Raises:
         ValueError: an unknown method or bits word, a method that is a backend's own, or bad data.
@@ -81,6 +86,7 @@ def quantize(
 
     scheme = parse(bits, chosen.family, dynamic_granularity)
     with one_thread(), reporting(method, progress):
-        quantized = chosen.entry.load().quantize(graph, scheme, calibration, **chosen.settings)
+        settings = {**chosen.settings, **({"training": training} if chosen.trains else {})}
+        quantized = chosen.entry.load().quantize(graph, scheme, calibration, **settings)
     quantized.recipe.update(method=method, bits=bits, settings=chosen.settings)
     return quantized

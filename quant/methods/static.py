@@ -6,7 +6,7 @@ accumulator, ``activation scale * weight scale``, as kernels that stay in intege
 follow Nagel et al., "A White Paper on Neural Network Quantization", 2021 (arXiv:2106.08295).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -114,31 +114,45 @@ def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
 def rounded_biases(
     graph: FloatGraph, weights: dict[str, QuantizedTensor], activations: dict[Edge, ActivationQuantizer]
 ) -> dict[str, Tensor]:
-    """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them.
-
-    A dead output channel may have any scale: for its bias the finest of the other channels is taken.
-    """
+    """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""
     biases = {}
-    for edge, quantizer in activations.items():
-        node = graph.node(edge)
-        if node.operator not in QUANTIZABLE or len(node.arguments) < 3 or node.arguments[2] is None:
-            continue
-        name, weight = node.arguments[2].name, weights[node.arguments[1].name]
-        if len(graph.consumers(name)) == 1:
-            grid = _finest_where_dead(weight).double() * quantizer.scale.double()
-            bias = graph.parameters[name]
-            biases[name] = ((bias.double() / grid).round() * grid).to(bias.dtype)
+    for name, (parameter, edge) in accumulated_biases(graph, activations).items():
+        weight = weights[parameter]
+        biases[name] = on_accumulator_grid(graph.parameters[name], weight.scale, weight.codes, activations[edge].scale)
     return biases
 
 
-def _finest_where_dead(weight: QuantizedTensor) -> Tensor:
+def accumulated_biases(graph: FloatGraph, edges: Iterable[Edge]) -> dict[str, tuple[str, Edge]]:
+    """Return the biases that operators reading the quantized ``edges`` have for themselves, with weight and edge."""
+    found = {}
+    for edge in edges:
+        node = graph.node(edge)
+        if node.operator not in QUANTIZABLE or len(node.arguments) < 3 or node.arguments[2] is None:
+            continue
+        name = node.arguments[2].name
+        if len(graph.consumers(name)) == 1:
+            found[name] = node.arguments[1].name, edge
+    return found
+
+
+def on_accumulator_grid(bias: Tensor, scale: Tensor, values: Tensor, activation_scale: Tensor) -> Tensor:
+    """Return ``bias`` [out] rounded to multiples of the scales of weight and activation.
+
+    A dead output channel, all of whose ``values`` (or codes) are zero, may have any scale: for its bias the finest of
+    the other channels is taken.
+    """
+    grid = _finest_where_dead(scale, values).double() * activation_scale.double()
+    return ((bias.double() / grid).round() * grid).to(bias.dtype)
+
+
+def _finest_where_dead(scale: Tensor, values: Tensor) -> Tensor:
     """Return the scales of output channels [out], for a channel of zeros the smallest of the others."""
-    scale = weight.scale.flatten().clone()
-    if weight.scale.shape[0] == len(scale) == len(weight.codes):
-        dead = (weight.codes == 0).flatten(1).all(1)
+    flat = scale.flatten().clone()
+    if scale.shape[0] == len(flat) == len(values):
+        dead = (values == 0).flatten(1).all(1)
         if dead.any() and not dead.all():
-            scale[dead] = scale[~dead].min()
-    return scale
+            flat[dead] = flat[~dead].min()
+    return flat
 
 
 def _is_integer_residual(graph: Graph, node: Node, weights: Sequence[str]) -> bool:

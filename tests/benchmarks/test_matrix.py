@@ -95,6 +95,10 @@ def test_an_id_is_model_method_bits_backend():
         "minilm-palette_fisher-lut3-mlx",
         "minilm-dynamic-w4a8-onnxruntime",
         "minilm-dynamic-w4a8-torch",
+        "digits-qat-int2-mlx",
+        "digits-qat_static-int8-onnxruntime",
+        "reviews_lstm-qat-int4-coreml",
+        "reviews_gpt-distill-int3-torch",
     ],
 )
 def test_the_promised_cases_exist(name):

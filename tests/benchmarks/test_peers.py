@@ -50,7 +50,7 @@ def test_the_rivals_are_all_our_methods_of_the_family_that_offer_the_bits(case):
     wanted = {
         name
         for name, entry in methods().items()
-        if entry.family == case.family and word in entry.bits and not entry.native
+        if entry.family == case.family and word in entry.bits and not entry.native and not entry.trains
     }
     assert {rival.method for rival in case.rivals()} == wanted
     for rival in case.rivals():
@@ -83,6 +83,7 @@ def test_quantizers_are_the_cases_with_tables_once_each():
         (case.model, case.method, case.bits)
         for case in matrix()[0]
         if case.backend == "torch" and not case.method_entry.native and case.method != "float"
+        if not case.method_entry.trains
     }
 
 
@@ -90,7 +91,7 @@ def test_every_method_of_weights_is_timed_on_a_large_layer():
     wanted = {
         name
         for name, entry in methods().items()
-        if entry.family == "weight_only" and not entry.native and "int4" in entry.bits
+        if entry.family == "weight_only" and not entry.native and not entry.trains and "int4" in entry.bits
     }
     timed = [case for case in quantizers() if case.model == "linear_4096"]
     assert {case.method for case in timed} == wanted

@@ -12,6 +12,7 @@ from benchmarks.measurement import Measurement
 from benchmarks.workshop import Settings, Workshop
 from fixtures.cache import Cache, CacheWarning
 from fixtures.model import Metric
+from quant import training
 from quant.graph import simulate
 from reports.record import unpack_outcomes, validate
 from reports.scores import scores_of
@@ -20,6 +21,7 @@ FLOAT = Case("digits", "float", "fp32", "torch")
 RTN = Case("digits", "rtn", "int4", "torch")
 STATIC = Case("digits", "static", "int8", "torch")
 NATIVE = Case("digits", "native", "int4", "torch")
+QAT = Case("digits", "qat", "int4", "torch")
 SAMPLES = 20
 
 
@@ -133,6 +135,63 @@ def test_an_edit_is_never_answered_from_the_cache(folder, monkeypatch, edited, r
     monkeypatch.setattr(module, "source_digest", lambda *names: really(*names) + "edited" * (edited in names))
     after = keys()
     assert {name for name in before if before[name] != after[name]} == rebuilt
+
+
+def test_trained_tables_are_made_once_and_anew_for_another_recipe(folder, monkeypatch):
+    calibration = open_workshop(folder).calibration("digits")
+
+    def made(case, **settings):
+        workshop = open_workshop(folder)
+        model = workshop.model("digits")
+        training = model.training()
+        recipe = replace(training.recipe, steps=3, validate_every=2, **settings)
+        monkeypatch.setitem(
+            workshop._models, "digits", replace(model, training=lambda: replace(training, recipe=recipe))
+        )
+        return workshop.quantize(case, calibration)
+
+    first, found = made(QAT), made(QAT)
+    assert not first.entry.cached
+    assert found.entry.cached
+    assert found.quantized.recipe["training"]["steps"] == 3
+    assert made(QAT, seed=1).entry.path != first.entry.path
+    assert not list((folder / "training").glob("*")), "a finished training leaves no checkpoint"
+
+
+def test_a_killed_training_goes_on_where_it_was(folder, monkeypatch):
+    workshop = open_workshop(folder)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    model = workshop.model("digits")
+    data = model.training()
+    data = replace(data, recipe=replace(data.recipe, steps=4, seed=2))
+    losses, really = [], data.loss
+
+    def killed(outputs, labels):
+        losses.append(1)
+        if len(losses) == 3:
+            raise KeyboardInterrupt
+        return really(outputs, labels)
+
+    for loss in (killed, lambda *given: losses.append(1) or really(*given)):
+        chosen = replace(model, training=lambda loss=loss: replace(data, loss=loss, validation=None))
+        monkeypatch.setitem(workshop._models, "digits", chosen)
+        if loss is killed:
+            with pytest.raises(KeyboardInterrupt):
+                workshop.quantize(QAT, workshop.calibration("digits"))
+            assert len(list((folder / "training").glob("*.pt"))) == 1
+        else:
+            workshop.quantize(QAT, workshop.calibration("digits"))
+    assert len(losses) == 3 + 2, "two steps were made, the third was killed, and two were left"
+
+
+def test_a_model_without_training_data_learns_from_float_on_its_calibration(workshop):
+    calibration = workshop.calibration("digits").first(32)
+    found = module._training(replace(workshop.model("digits"), training=None), calibration)
+    assert found.loss is None
+    assert found.recipe.distance == "kl"
+    assert len(found.loader.tensors[0]) == 28
+    unlike = replace(workshop.model("digits"), training=None, logits=False)
+    assert module._training(unlike, calibration).recipe.distance == "mse"
 
 
 def test_a_damaged_table_is_built_again_with_the_same_numbers(folder):

@@ -1,0 +1,34 @@
+"""Distillation of scales alone: codes and zero points stay those of ``gptq``, and what they stand for learns.
+
+As "distilled weight quantization" in MLX (mlx-lm, LEARNED_QUANTS.md, 2025): few numbers learn, from the outputs of the
+float model, so that little data and few steps are enough.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from quant.calibrate import Batch
+from quant.graph import FloatGraph, QuantizedModel
+from quant.methods import gptq
+from quant.recipe import Recipe, Training, Validation, unlabelled
+from quant.scheme import Scheme
+from quant.training import train
+
+METHODS = {
+    "distill": {"family": "weight_only", "bits": ("int4", "int3", "int2"), "calibrates": True, "trains": True},
+}
+
+STEPS = 300
+SCALE_RATE = 4e-3
+
+
+def quantize(
+    graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (), training: Training | None = None
+) -> QuantizedModel:
+    """Return the tables of ``gptq`` with their scales distilled on the inputs of ``training``, else of calibration."""
+    training = training or unlabelled(calibration)
+    start = gptq.quantize(graph, scheme, calibration)
+    recipe = Recipe(steps=STEPS, scale_rate=SCALE_RATE, learns="scales", distance=training.recipe.distance)
+    # Judged by the distance from float as well: labels are not looked at.
+    validation = training.validation and Validation(training.validation.loader)
+    return train(start, replace(training, loss=None, recipe=recipe, validation=validation))
