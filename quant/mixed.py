@@ -174,7 +174,7 @@ def cheapest_within(
     evaluate: Callable[[QuantizedModel], Loss],
     tolerated: float,
 ) -> list[Trial]:
-    """Return the trials that find the smallest of the growing ``budgets`` whose loss is shown to be within ``tolerated``.
+    """Return the trials that find the smallest of the growing ``budgets`` whose loss is shown to be ``tolerated``.
 
     By bisection, so there are at most ``most_evaluations(len(budgets))``; what holds is shown by the upper bound of
     the paired loss. The smallest budget of a trial that holds is the answer; where none holds, the largest was tried.
@@ -210,7 +210,9 @@ def _solve(
     count = units * choices + len(crossing)
     scale = max(abs(limit), np.finfo(float).tiny)
     row = np.concatenate([limited.ravel(), crossing if converting == "limit" else 0 * crossing]) / scale
-    one_each = sparse.hstack([sparse.kron(sparse.eye(units), np.ones(choices)), sparse.csr_array((units, len(crossing)))])
+    one_each = sparse.hstack(
+        [sparse.kron(sparse.eye(units), np.ones(choices)), sparse.csr_array((units, len(crossing)))]
+    )
     constraints = [
         optimize.LinearConstraint(one_each, 1, 1),
         optimize.LinearConstraint(row[None], -np.inf, limit / scale),

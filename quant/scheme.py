@@ -123,8 +123,8 @@ class Scheme:
     """What the weights and activations of a model become.
 
     ``linear`` holds for linear and embedding weights, ``convolution`` for convolutions; ``None`` leaves them float.
-    ``activations`` is ``None`` where they stay float. ``float_dtype`` is what stays float. With ``bits_per_weight`` each
-    weight has a format of its own, which the method chooses, and all parameters together take so many bits at most.
+    ``activations`` is ``None`` where they stay float. ``float_dtype`` is what stays float. With ``bits_per_weight``
+    each weight has a format of its own, which the method chooses, and all parameters take so many bits at most.
     """
 
     name: str

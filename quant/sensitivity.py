@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from quant.calibrate import Batch, as_tensors, first_samples
 from quant.graph import Edge, FloatGraph, QuantizedModel, simulate
@@ -181,8 +182,12 @@ def _log_likelihood(
     """Return the logarithms of the softmax [n, classes] and the weights that they can be differentiated by."""
     values = values or {name: graph.parameters[name] for name in changes}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    module = graph.module()
+    # A weight may belong to another graph of the model alone.
+    known = dict(module.named_parameters())
+    reached = {name: leaf for name, leaf in leaves.items() if name in known}
     with torch.enable_grad():
-        return _log_softmax(graph.module(parameters=leaves)(*samples)[0]), leaves
+        return _log_softmax(functional_call(module, reached, tuple(samples))[0]), leaves
 
 
 def _inner_products(value: Tensor, leaves: dict[str, Tensor], changes: Changes) -> np.ndarray:

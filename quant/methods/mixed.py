@@ -38,7 +38,10 @@ METHODS = {
     },
 }
 
-FORMATS = ("int8_g128", "int6_g64", "int5_g32", "int5_g128", "int4_g32", "int4_g128", "int3_g32", "int3_g128", "int2_g32")
+FORMATS = (
+    "int8_g128", "int6_g64", "int5_g32", "int5_g128",
+    "int4_g32", "int4_g128", "int3_g32", "int3_g128", "int2_g32",
+)  # fmt: skip
 _CHOOSE = {"program": least_error, "greedy": greedy}
 
 
