@@ -80,6 +80,8 @@ def quantize(
     from quant.execution import one_thread
 
     scheme = parse(bits, chosen.family, dynamic_granularity)
+    if scheme.bits_per_weight is not None and bits not in chosen.bits:
+        raise ValueError(f"{method!r} chooses no formats within a budget as {bits!r} asks: use the method 'mixed'.")
     with one_thread(), reporting(method, progress):
         quantized = chosen.entry.load().quantize(graph, scheme, calibration, **chosen.settings)
     quantized.recipe.update(method=method, bits=bits, settings=chosen.settings)

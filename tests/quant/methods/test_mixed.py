@@ -54,6 +54,11 @@ def test_it_needs_calibration_data(transformer_graph):
         quant.quantize(transformer_graph, "mixed", "mixed_4p5")
 
 
+def test_other_methods_refuse_a_budget(transformer_graph):
+    with pytest.raises(ValueError, match="use the method 'mixed'"):
+        quant.quantize(transformer_graph, "rtn", "mixed_4p5")
+
+
 def test_mixed_words_say_what_they_bound():
     scheme = parse("mixed_4p5")
     assert scheme.bits_per_weight == 4.5
