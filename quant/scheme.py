@@ -19,6 +19,7 @@ CodebookName = Literal["nf4", "e2m1", "e4m3", "e5m2", "learned"]
 INTEGER_WORDS = {f"int{bits}": bits for bits in (8, 6, 5, 4, 3, 2)}
 PALETTE_WORDS = {f"lut{bits}": bits for bits in (8, 6, 4, 3, 2)}
 FLOAT_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+MIXED_WORDS = {"mixed_3p5": 3.5, "mixed_4": 4.0, "mixed_4p5": 4.5, "mixed_5": 5.0, "mixed_6": 6.0}
 W4A8 = "w4a8"
 FAMILIES: tuple[Family, ...] = ("float", "weight_only", "static", "dynamic")
 DEFAULT_GROUP_SIZE = 32
@@ -122,7 +123,8 @@ class Scheme:
     """What the weights and activations of a model become.
 
     ``linear`` holds for linear and embedding weights, ``convolution`` for convolutions; ``None`` leaves them float.
-    ``activations`` is ``None`` where they stay float. ``float_dtype`` is what stays float.
+    ``activations`` is ``None`` where they stay float. ``float_dtype`` is what stays float. With ``bits_per_weight``
+    each weight has a format of its own, which the method chooses, and all parameters take so many bits at most.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Scheme:
     convolution: NumberFormat | None = None
     activations: NumberFormat | None = None
     float_dtype: str = "float32"
+    bits_per_weight: float | None = None
 
     def weight_format(self, kind: str) -> NumberFormat | None:
         """Return the format of the weights of an operator of ``kind``: linear, embedding or convolution.
@@ -146,6 +149,9 @@ class Scheme:
         """Return the scheme in words, for records."""
         formats = {"linear": self.linear, "convolution": self.convolution, "activations": self.activations}
         described = {key: str(value) if value else self.float_dtype for key, value in formats.items()}
+        if self.bits_per_weight is not None:
+            mixed = f"mixed, {self.bits_per_weight:g} bits per weight at most"
+            described |= {"linear": mixed, "convolution": mixed}
         return {"name": self.name, "family": self.family, **described}
 
 
@@ -161,9 +167,13 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
     if family not in FAMILIES:
         raise ValueError(f"unknown family of methods {family!r}: {nearest(family, FAMILIES)}")
     base, *suffixes = word.split("_")
+    if word in MIXED_WORDS and family == "weight_only":
+        return Scheme(word, "weight_only", bits_per_weight=MIXED_WORDS[word])
+    if base == "mixed" and word not in MIXED_WORDS:
+        raise ValueError(f"unknown bits word {word!r}: {nearest(word, MIXED_WORDS)}")
     if base in FLOAT_WORDS and not suffixes:
         return Scheme(word, "float", float_dtype=FLOAT_WORDS[base])
-    if base not in WORDS:
+    if base not in WORDS and word not in MIXED_WORDS:
         raise ValueError(f"unknown bits word {word!r}: {nearest(base, WORDS)}")
     if family == "weight_only" and base in INTEGER_WORDS:
         return _weight_only(word, INTEGER_WORDS[base], suffixes)

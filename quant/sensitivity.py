@@ -1,15 +1,27 @@
-"""Sensitivity: what quantizing one operator alone costs the output of the whole model."""
+"""Sensitivity: what quantizing one operator alone costs the output of the whole model.
 
-from collections.abc import Sequence
-from dataclasses import replace
+Several criteria of it take the same: for each weight its *changes*, one float tensor for each format it might have,
+and return float64 [weights, formats]. Two run the model once for each; two need a few gradients, whatever their number.
+"""
 
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 import torch
+from torch import Tensor
+from torch.func import functional_call
 
-from quant.calibrate import Batch, as_tensors
-from quant.graph import Edge, QuantizedModel, simulate
+from quant.calibrate import Batch, as_tensors, first_samples
+from quant.graph import Edge, FloatGraph, QuantizedModel, simulate
 from quant.progress import steps
 
+Changes = Mapping[str, Sequence[Tensor]]
+
 _SAMPLES = 8
+_DRAWS = 16
 
 
 def most_sensitive(quantized: QuantizedModel, batches: Sequence[Batch], share: float) -> list[str]:
@@ -48,6 +60,166 @@ def output_errors(quantized: QuantizedModel, batches: Sequence[Batch]) -> dict[s
             difference = simulate(alone)(*inputs)[0] - expected
             found[name] = float(difference.square().sum() / expected.square().sum())
     return found
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a criterion says of a model: ``errors`` float64 [weights, formats], named by ``weights`` and ``formats``."""
+
+    criterion: str
+    weights: tuple[str, ...]
+    formats: tuple[str, ...]
+    errors: np.ndarray
+    weights_sha256: str
+
+    def save(self, path: Path | str) -> None:
+        """Write the sensitivity as JSON."""
+        Path(path).write_text(json.dumps({**vars(self), "errors": self.errors.tolist()}, indent=1))
+
+
+def load(path: Path | str, graph: FloatGraph) -> Sensitivity:
+    """Read what :meth:`Sensitivity.save` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or of a model with other weights.
+    """
+    try:
+        entry = json.loads(Path(path).read_text())
+        found = Sensitivity(
+            str(entry["criterion"]),
+            tuple(entry["weights"]),
+            tuple(entry["formats"]),
+            np.array(entry["errors"], dtype=np.float64),
+            entry["weights_sha256"],
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no readable sensitivities ({error}): measure them again.") from error
+    if found.errors.shape != (len(found.weights), len(found.formats)):
+        raise ValueError(f"{path} holds no readable sensitivities (errors are missing): measure them again.")
+    if found.weights_sha256 != graph.weights_sha256:
+        raise ValueError(f"{path} was measured of other weights than this graph's: measure the model again.")
+    return found
+
+
+def output_noise(graph: FloatGraph, changes: Changes, batches: Sequence[Batch]) -> np.ndarray:
+    """Return the noise-to-signal ratio of the output, the inverse of its SQNR, with one weight changed."""
+    return _one_by_one(graph, changes, batches, _noise)
+
+
+def output_divergence(graph: FloatGraph, changes: Changes, batches: Sequence[Batch]) -> np.ndarray:
+    """Return the mean divergence KL(float ‖ changed) of the softmax of the output, in nats, with one weight changed."""
+    return _one_by_one(graph, changes, batches, _divergence)
+
+
+def fisher(graph: FloatGraph, changes: Changes, batches: Sequence[Batch]) -> np.ndarray:
+    """Return the second order of :func:`output_divergence`, summed over outputs: half of ``d' F d`` for each change d.
+
+    F is the Fisher information, which is the Gauss-Newton Hessian: the mean of ``g g'``, g the gradient of the log
+    likelihood of what the float model itself draws from its softmax (Kunstner et al., "Limitations of the empirical
+    Fisher approximation", 2019, arXiv:1905.12558).
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = np.zeros(_shape(changes))
+    samples = _inputs(batches, _DRAWS)
+    count = len(samples[0])
+    for draw in steps(range(_DRAWS), "gradient"):
+        at = draw % count
+        logarithms, leaves = _log_likelihood(graph, changes, [array[at : at + 1] for array in samples])
+        drawn = torch.multinomial(logarithms.detach().exp(), 1, generator=generator)
+        aligned = _inner_products(logarithms.gather(1, drawn).sum(), leaves, changes)
+        total += np.square(aligned) / 2
+    return total / _DRAWS
+
+
+def alignment(graph: FloatGraph, changes: Changes, batches: Sequence[Batch]) -> np.ndarray:
+    """Return how far each change agrees with the gradient of the divergence, where all weights have their last format.
+
+    First order: at the float model the gradient vanishes, so it is taken at the other end, where undoing a change of
+    one weight saves about its inner product with the gradient. What would save nothing counts as zero.
+    """
+    samples = _inputs(batches, _SAMPLES)
+    last = {name: graph.parameters[name].float() + of_weight[-1].float() for name, of_weight in changes.items()}
+    with torch.no_grad():
+        expected = _log_softmax(graph.module()(*samples)[0])
+    logarithms, leaves = _log_likelihood(graph, changes, samples, last)
+    divergence = (expected.exp() * (expected - logarithms)).sum(-1).mean()
+    return np.maximum(_inner_products(divergence, leaves, changes), 0)
+
+
+CRITERIA: dict[str, Callable[[FloatGraph, Changes, Sequence[Batch]], np.ndarray]] = {
+    "sqnr": output_noise,
+    "kl": output_divergence,
+    "fisher": fisher,
+    "alignment": alignment,
+}
+
+
+def _one_by_one(
+    graph: FloatGraph, changes: Changes, batches: Sequence[Batch], error: Callable[[Tensor, Tensor], float]
+) -> np.ndarray:
+    samples, found = _inputs(batches, _SAMPLES), np.zeros(_shape(changes))
+    with torch.inference_mode():
+        expected = graph.module()(*samples)[0]
+        for row, (name, of_weight) in enumerate(steps(list(changes.items()), "layer")):
+            for column, change in enumerate(of_weight):
+                changed = graph.module(parameters={name: graph.parameters[name].float() + change.float()})
+                found[row, column] = error(expected, changed(*samples)[0])
+    return found
+
+
+def _noise(expected: Tensor, changed: Tensor) -> float:
+    return float((changed - expected).square().sum() / expected.square().sum())
+
+
+def _divergence(expected: Tensor, changed: Tensor) -> float:
+    expected, changed = _log_softmax(expected.double()), _log_softmax(changed.double())
+    return float((expected.exp() * (expected - changed)).sum(-1).mean())
+
+
+def _log_likelihood(
+    graph: FloatGraph, changes: Changes, samples: Sequence[Tensor], values: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logarithms of the softmax [n, classes] and the weights that they can be differentiated by."""
+    values = values or {name: graph.parameters[name] for name in changes}
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    module = graph.module()
+    # A weight may belong to another graph of the model alone.
+    known = dict(module.named_parameters())
+    reached = {name: leaf for name, leaf in leaves.items() if name in known}
+    with torch.enable_grad():
+        return _log_softmax(functional_call(module, reached, tuple(samples))[0]), leaves
+
+
+def _inner_products(value: Tensor, leaves: dict[str, Tensor], changes: Changes) -> np.ndarray:
+    """Return the inner product of the gradient of ``value`` with each change; zero where it does not depend on one."""
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    found = np.zeros(_shape(changes))
+    for row, (gradient, of_weight) in enumerate(zip(gradients, changes.values(), strict=True)):
+        if gradient is not None:
+            found[row] = [float((gradient * change).sum()) for change in of_weight]
+    return found
+
+
+def _log_softmax(output: Tensor) -> Tensor:
+    """Return [n, classes]; an output of one number is taken as that of a class against another of zero."""
+    if output.shape[-1] == 1:
+        output = torch.cat([output, torch.zeros_like(output)], -1)
+    return output.flatten(0, -2).log_softmax(-1)
+
+
+def _inputs(batches: Sequence[Batch], count: int) -> list[Tensor]:
+    """Return the first samples of the batches, ``count`` at most.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not batches:
+        raise ValueError("sensitivities need calibration data: pass at least one batch of inputs.")
+    return list(first_samples(batches, count)[0])
+
+
+def _shape(changes: Changes) -> tuple[int, int]:
+    return len(changes), len(next(iter(changes.values()), ()))
 
 
 def _data_edges(quantized: QuantizedModel, weight: str) -> list[Edge]:

@@ -31,6 +31,7 @@ EXECUTES = {
     "weight_only": [
         "int8", "int6", "int5", "int4", "int3", "int2",
         "lut8", "lut6", "lut4", "lut3", "lut2",
+        "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
     "static": ["int8"],
 }  # fmt: skip

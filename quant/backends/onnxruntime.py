@@ -35,6 +35,7 @@ EXECUTES = {
         "int8", "int6", "int5", "int4", "int3", "int2",
         "e4m3", "e5m2", "mxfp8", "mxfp4", "nvfp4", "nf4",
         "lut8", "lut6", "lut4", "lut3", "lut2",
+        "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
     "static": ["int8"],
     "dynamic": ["int8", "w4a8"],

@@ -85,6 +85,8 @@ def quantize(
     from quant.execution import one_thread
 
     scheme = parse(bits, chosen.family, dynamic_granularity)
+    if scheme.bits_per_weight is not None and bits not in chosen.bits:
+        raise ValueError(f"{method!r} chooses no formats within a budget as {bits!r} asks: use the method 'mixed'.")
     with one_thread(), reporting(method, progress):
         settings = {**chosen.settings, **({"training": training} if chosen.trains else {})}
         quantized = chosen.entry.load().quantize(graph, scheme, calibration, **settings)

@@ -1,9 +1,12 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import quant
-from quant.sensitivity import most_sensitive, output_errors
+from quant.sensitivity import CRITERIA, Sensitivity, fisher, load, most_sensitive, output_divergence, output_errors
 
 
 class Parallel(nn.Module):
@@ -59,3 +62,83 @@ def test_the_share_of_the_work_bounds_what_stays_float(quantized, batch):
     # 32 of the 32 + 32 + 512 multiply-accumulates.
     assert most_sensitive(quantized, [batch], 0.06) == ["hurt.weight"]
     assert set(most_sensitive(quantized, [batch], 1.0)) == set(quantized.weights)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Four layers in a row, each with two small changes to its weight; those of the third are far larger."""
+    torch.manual_seed(3)
+    layers = [nn.Linear(12, 12) for _ in range(4)]
+    module = nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh()))).eval()
+    batch = (torch.randn(16, 12),)
+    graph = quant.capture(module, (batch[0][:2],))
+    changes = {}
+    for name, value in graph.parameters.items():
+        if value.ndim == 2:
+            size = 0.03 if name == "4.weight" else 0.001
+            changes[name] = [size * torch.randn_like(value), 2 * size * torch.randn_like(value)]
+    return graph, changes, [batch]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_ranks_the_planted_layer_first(planted, criterion):
+    graph, changes, batches = planted
+    errors = CRITERIA[criterion](graph, changes, batches)
+    assert errors.shape == (4, 2)
+    assert np.isfinite(errors).all()
+    assert (errors >= 0).all()
+    assert [list(changes)[row] for row in errors.argmax(0)] == ["4.weight"] * 2
+
+
+def test_fisher_is_the_second_order_of_the_divergence(planted):
+    graph, changes, batches = planted
+    estimated, exact = fisher(graph, changes, batches), output_divergence(graph, changes, batches)
+    # Sixteen draws of a square whose spread is as large as its mean.
+    assert np.abs(np.log(estimated / exact)).max() < np.log(4)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_weight_without_a_change_costs_nothing(planted, criterion):
+    graph, changes, batches = planted
+    same = {name: [torch.zeros_like(change) for change in of_weight] for name, of_weight in changes.items()}
+    assert CRITERIA[criterion](graph, same, batches) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_criteria_need_calibration_data(planted, criterion):
+    graph, changes, _ = planted
+    with pytest.raises(ValueError, match="need calibration data"):
+        CRITERIA[criterion](graph, changes, [])
+
+
+def test_one_sample_and_an_output_of_one_number_are_enough():
+    torch.manual_seed(0)
+    batch = (torch.randn(2, 5),)
+    graph = quant.capture(nn.Linear(5, 1).eval(), batch)
+    changes = {"weight": [0.1 * torch.ones(1, 5)]}
+    for criterion in CRITERIA.values():
+        assert criterion(graph, changes, [batch])[0, 0] > 0
+
+
+def test_sensitivities_are_saved_and_read_again(planted, tmp_path):
+    graph, changes, _ = planted
+    saved = Sensitivity("kl", tuple(changes), ("int4", "int2"), np.arange(8.0).reshape(4, 2), graph.weights_sha256)
+    saved.save(tmp_path / "kl.json")
+    read = load(tmp_path / "kl.json", graph)
+    assert (read.criterion, read.weights, read.formats) == ("kl", tuple(changes), ("int4", "int2"))
+    np.testing.assert_array_equal(read.errors, saved.errors)
+
+
+@pytest.mark.parametrize("damage", ["other weights", "no errors", "no JSON", "no file"])
+def test_a_file_that_does_not_fit_is_refused(planted, tmp_path, damage):
+    graph, changes, _ = planted
+    path = tmp_path / "kl.json"
+    Sensitivity("kl", tuple(changes), ("int4",), np.ones((4, 1)), graph.weights_sha256).save(path)
+    entry = json.loads(path.read_text())
+    entry |= {"weights_sha256": "0"} if damage == "other weights" else {}
+    entry |= {"errors": []} if damage == "no errors" else {}
+    path.write_text("{" if damage == "no JSON" else json.dumps(entry))
+    if damage == "no file":
+        path.unlink()
+    with pytest.raises(ValueError, match=r"kl\.json .*: measure"):
+        load(path, graph)
