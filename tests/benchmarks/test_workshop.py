@@ -128,7 +128,7 @@ def test_an_edit_is_never_answered_from_the_cache(folder, monkeypatch, edited, r
             "graph": workshop.prepare("digits").entry.digest,
             "tables": made.tables.entry.digest,
             "artifact": made.entry.digest,
-            "template": workshop._template(RTN).digest,
+            "template": workshop._template(workshop.prepare(RTN.model), RTN).digest,
         }
 
     before, really = keys(), module.source_digest
