@@ -134,7 +134,7 @@ def test_operators_of_python_are_captured_under_their_usual_names():
             return torch.where((x > 0) & (x < 1) | (x > 2) ^ (x > 3), x, 0.0)
 
     x = torch.linspace(-1, 4, 12).reshape(2, 6)
-    graph = capture(Both().eval(), (x,))
+    graph = quant.capture(Both().eval(), (x,))
     operators = {node.operator for node in graph.graphs["forward"].nodes}
     assert {f"aten.bitwise_{word}.Tensor" for word in ("and", "or", "xor")} <= operators
     torch.testing.assert_close(graph.module()(x)[0], Both()(x))
