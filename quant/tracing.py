@@ -26,6 +26,12 @@ _ASSERTIONS = {
     "aten._assert_scalar.default",
     "aten.sym_constrain_range_for_size.default",
 }
+_SPELLINGS = {
+    f"aten.__{word}__.{form}": f"aten.bitwise_{word}.{form}"
+    for word in ("and", "or", "xor")
+    for form in ("Tensor", "Scalar")
+}
+"""Operators of Python's ``&``, ``|`` and ``^``, and what they are called everywhere else."""
 _PADDED_BY_WORD = {
     f"aten.conv{rank}d.padding": (None, None, None, (1,) * rank, "valid", (1,) * rank, 1) for rank in (1, 2)
 }
@@ -91,6 +97,7 @@ def _read(
         if node.op != "call_function":
             continue
         operator = operator_name(node.target)
+        operator = _SPELLINGS.get(operator, operator)
         if operator in _ASSERTIONS:
             continue
         if operator in _IDENTITIES and not node.kwargs.get("memory_format"):

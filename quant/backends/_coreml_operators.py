@@ -342,6 +342,14 @@ def _gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indic
     return x.gather(axis, torch.where(indices < 0, indices + x.shape[axis], indices).long())
 
 
+@operator("gather_nd")
+def _gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    if batch_dims:
+        rows = zip(x.unbind(0), indices.unbind(0), strict=True)
+        return torch.stack([_gather_nd(row, places, batch_dims - 1) for row, places in rows])
+    return x[indices.long().unbind(-1)]
+
+
 @operator("slice_by_index")
 def _slice(
     x: Tensor,

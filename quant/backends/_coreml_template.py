@@ -6,6 +6,7 @@ value there. What is not found is left out of the map, and a table entry for it 
 """
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def constant_values(graph: Graph, parameters: dict[str, Tensor]) -> dict[str, Te
 def _convert(graph: FloatGraph, package: Path, precision: str) -> None:
     converter = coremltools()
     recurrent.register()
+    importlib.import_module("quant.backends._coreml_conversions").register()  # coremltools is loud when imported
     pipeline = converter.PassPipeline.DEFAULT
     pipeline.remove_passes(_PASSES_OVER_PARAMETERS)
     units = {"float32": converter.precision.FLOAT32, "float16": converter.precision.FLOAT16}

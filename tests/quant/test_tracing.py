@@ -126,3 +126,15 @@ def test_same_padding_of_an_even_kernel_is_kept_as_it_is():
     graph = quant.capture(module, (torch.randn(2, 2, 16),))
     x = torch.randn(3, 2, 16)
     torch.testing.assert_close(graph.module()(x)[0], module(x))
+
+
+def test_operators_of_python_are_captured_under_their_usual_names():
+    class Both(nn.Module):
+        def forward(self, x):
+            return torch.where((x > 0) & (x < 1) | (x > 2) ^ (x > 3), x, 0.0)
+
+    x = torch.linspace(-1, 4, 12).reshape(2, 6)
+    graph = quant.capture(Both().eval(), (x,))
+    operators = {node.operator for node in graph.graphs["forward"].nodes}
+    assert {f"aten.bitwise_{word}.Tensor" for word in ("and", "or", "xor")} <= operators
+    torch.testing.assert_close(graph.module()(x)[0], Both()(x))

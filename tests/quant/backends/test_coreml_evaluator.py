@@ -196,6 +196,7 @@ OPERATORS = {
         MATRIX,
         MATRIX[[0, 1, 2], [1, 0, 4]][:, None],
     ),
+    "gather_nd": (lambda x: mb.gather_nd(x=x, indices=[[2, 1], [0, -1]]), MATRIX, MATRIX[[2, 0], [1, -1]]),
     "gather_along_axis": (
         lambda x: mb.gather_along_axis(x=x, indices=[[1], [0], [-1]], axis=1),
         MATRIX,
