@@ -5,6 +5,7 @@ apart into their layers, parameters that share storage become one, and operators
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,6 +37,7 @@ _PADDED_BY_WORD = {
     f"aten.conv{rank}d.padding": (None, None, None, (1,) * rank, "valid", (1,) * rank, 1) for rank in (1, 2)
 }
 """Convolutions whose padding is "same" or "valid", with the defaults of their arguments."""
+_POOLINGS = {f"aten.{kind}_pool{rank}d.default" for kind in ("avg", "max") for rank in (1, 2)}
 _BATCH_NORM = {"aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default"}
 _CONVOLUTIONS = {
     "aten.conv1d.default",
@@ -108,7 +110,8 @@ def _read(
         counts[short] += 1
         keywords = {key: convert(value) for key, value in node.kwargs.items() if key not in ("device", "layout")}
         keywords = {key: value for key, value in keywords.items() if value is not None}
-        nodes.append(_with_explicit_padding(Node(name, operator, convert(node.args), keywords), parameters))
+        made = Node(name, operator, convert(node.args), keywords)
+        nodes.append(_with_explicit_stride(_with_explicit_padding(made, parameters)))
         references[node.name] = Value(name)
         shapes[name] = _shape(node)
     outputs = tuple(references[specification.arg.name].name for specification in program.graph_signature.output_specs)
@@ -129,6 +132,13 @@ def _with_explicit_padding(node: Node, parameters: dict[str, Tensor]) -> Node:
         return node
     arguments = (*arguments, tuple(total // 2 for total in totals), dilation, groups)
     return Node(node.name, node.operator.replace(".padding", ".default"), arguments, node.keywords)
+
+
+def _with_explicit_stride(node: Node) -> Node:
+    """Return a pooling that steps by its kernel's size, as it does where no stride is given, as one that says so."""
+    if node.operator in _POOLINGS and len(node.arguments) == 2:
+        return replace(node, arguments=(*node.arguments, node.arguments[1]))
+    return node
 
 
 def _parameters(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor], dict[str, Parameter]]:

@@ -151,6 +151,11 @@ def _elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return F.elu(x, alpha)
 
 
+@operator("thresholded_relu")
+def _thresholded_relu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    return torch.where(x >= alpha, x, 0.0)
+
+
 @operator("prelu")
 def _prelu(x: Tensor, alpha: Tensor) -> Tensor:
     return F.prelu(x, alpha)
