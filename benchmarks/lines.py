@@ -34,6 +34,10 @@ class Lines:
         else:
             print(f"  {text}", file=self._stream, flush=True)
 
+    def done(self) -> None:
+        """Leave no step on a terminal."""
+        self._erase()
+
     def _erase(self) -> None:
         if self._shown:
             self._stream.write("\r" + " " * self._shown + "\r")

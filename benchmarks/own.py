@@ -51,6 +51,27 @@ def model_named(text: str) -> str:
     return entry.name
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say what each model of the user's own is made of, and what the backends can do with it, before anything runs."""
+    config = session.config
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    own = [name for name in sorted(config.stash[_NAMES]) if hasattr(matrix.model(name), "own")]
+    if not own or reporter is None or hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    if config.option.verbose < 0:
+        return
+    from benchmarks.describing import description
+    from benchmarks.workshop import Settings, Workshop
+    from fixtures.plugin import cache_of
+
+    chosen = {item.callspec.params["case"].backend for item in session.items if is_case(item)}
+    workshop = Workshop(cache_of(config), Settings(config.option.threads))
+    for name in own:
+        reporter.write_line("")
+        reporter.write_line(description(workshop, name, sorted(chosen) or None, whole=config.option.verbose > 0))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the cases of the models that are named; without any, those of all models that need not be."""

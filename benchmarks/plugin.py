@@ -247,10 +247,11 @@ def pytest_runtest_call(item: pytest.Item) -> object:
     start = time.perf_counter()
     try:
         result = yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         from benchmarks.process import ProcessError
+        from benchmarks.workshop import CannotRun
 
-        if isinstance(error, ProcessError):
+        if isinstance(error, ProcessError | CannotRun):
             raise pytest.fail.Exception(str(error), pytrace=False) from None
         raise
     except BaseException:

@@ -84,6 +84,10 @@ class Artifact:
     tables: Tables | None
 
 
+class CannotRun(ValueError):
+    """A backend lacks something that a model needs; the message names it, and the line that asks for it."""
+
+
 class Workshop:
     """Makes what cases need. Holds one model at a time: cases come sorted by model."""
 
@@ -95,6 +99,7 @@ class Workshop:
         self._baseline: Artifact | None = None
         self._twin: tuple[Artifact, Executable] | None = None
         self._footprints: dict[str, Footprint] = {}
+        self._refusals: dict[str, str] = {}
 
     def model(self, name: str) -> Model:
         """Return the zoo's description of a model; it loads no weights."""
@@ -152,7 +157,11 @@ class Workshop:
         return Tables(load(entry.path, prepared.graph), entry)
 
     def compile(self, case: Case, tables: Tables | None, calibration: Samples) -> Artifact:
-        """Return the case's artefact, loaded from disk; ``tables`` None means the runtime's own quantizer."""
+        """Return the case's artefact, loaded from disk; ``tables`` None means the runtime's own quantizer.
+
+        Raises:
+            CannotRun: the backend lacks something that the model needs.
+        """
         return self.compile_graph(self.prepare(case.model), case, tables, calibration)
 
     def compile_graph(
@@ -333,7 +342,8 @@ class Workshop:
             save_graph(graph or captured(), folder)
 
         made = self.cache.entry("graphs", key, build)
-        return Prepared(model, load_graph(made.path), made)
+        # A graph captured just now knows the lines of the model's code.
+        return Prepared(model, graph or load_graph(made.path), made)
 
     def _template(self, prepared: Prepared, case: Case) -> Entry:
         target = case.target
@@ -349,9 +359,19 @@ class Workshop:
 
         def build(folder: Path) -> None:
             self._progress(f"exporting {case.model} for {case.backend}, once")
-            target.load().template(prepared.graph, folder, precision)
+            try:
+                target.load().template(prepared.graph, folder, precision)
+            except ValueError as error:
+                raise CannotRun(str(error)) from error
 
-        return self.cache.entry("templates", key, build)
+        digest = digest_of(key)
+        if digest in self._refusals:
+            raise CannotRun(self._refusals[digest])
+        try:
+            return self.cache.entry("templates", key, build)
+        except CannotRun as error:
+            self._refusals[digest] = str(error)  # every case of the backend would find the same, after as long
+            raise
 
     def _evaluate(self, artifact: Artifact, samples: Samples) -> Answers:
         model, start, size = self.model(artifact.case.model), time.perf_counter(), self.settings.batch

@@ -108,7 +108,19 @@ def export(
     with torch.no_grad(), traced_as_one(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
-        return program.run_decompositions({})
+        return program.run_decompositions({torch.ops.aten.diff.default: _difference})
+
+
+def _difference(
+    values: Tensor, times: int = 1, axis: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> Tensor:
+    """``torch.diff`` in operators that runtimes have; Llama's masks use it."""
+    given = [part for part in (prepend, values, append) if part is not None]
+    values = torch.cat(given, axis) if len(given) > 1 else values
+    for _ in range(times):
+        later, earlier = torch.ops.aten.slice(values, axis, 1), torch.ops.aten.slice(values, axis, 0, -1)
+        values = later ^ earlier if values.dtype == torch.bool else later - earlier
+    return values
 
 
 def rename(program: torch.export.ExportedProgram, graph: Graph) -> torch.export.ExportedProgram:

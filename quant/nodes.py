@@ -1,7 +1,8 @@
 """Calls of operators as plain data: what a float graph is made of."""
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -22,12 +23,22 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Node:
-    """One call. Arguments are nested tuples of values, parameters, numbers, text, None and torch dtypes."""
+    """One call. Arguments are nested tuples of values, parameters, numbers, text, None and torch dtypes.
+
+    ``source`` is the line of the model's code that makes the call, where it is known. It is told to people, and is
+    neither saved nor compared.
+    """
 
     name: str
     operator: str
     arguments: tuple
     keywords: dict[str, object]
+    source: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """Where the call is, for a sentence about it."""
+        return f"node {self.name!r}" + (f", {self.source}" if self.source else "")
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,10 @@ class Graph:
     @cached_property
     def by_name(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}
+
+    def named_in(self, text: str) -> Node | None:
+        """Return the first node whose name is a word of ``text``, as a runtime's complaint about it has it."""
+        return next((self.by_name[word] for word in re.findall(r"\w+", text) if word in self.by_name), None)
 
     def users(self, value: str) -> list[tuple[Node, int]]:
         """Return the (node, position) pairs that take ``value`` as a direct argument."""

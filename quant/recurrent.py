@@ -83,7 +83,7 @@ def _layers(node: Node) -> tuple[list[Node], list[Value]]:
     nodes, last = [], []
 
     def add(name: str, operator: str, *arguments: object) -> Value:
-        nodes.append(Node(f"{node.name}_{name}", operator, arguments, {}))
+        nodes.append(Node(f"{node.name}_{name}", operator, arguments, {}, node.source))
         return Value(nodes[-1].name)
 
     for layer in range(count):

@@ -4,8 +4,11 @@ The module is exported with torch.export, batch norms are folded into the convol
 apart into their layers, parameters that share storage become one, and operators that compute nothing disappear.
 """
 
+import re
 from collections import Counter
 from dataclasses import replace
+from difflib import SequenceMatcher
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,6 +40,8 @@ _PADDED_BY_WORD = {
     f"aten.conv{rank}d.padding": (None, None, None, (1,) * rank, "valid", (1,) * rank, 1) for rank in (1, 2)
 }
 """Convolutions whose padding is "same" or "valid", with the defaults of their arguments."""
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH = str(Path(torch.__file__).parent)
 _POOLINGS = {f"aten.{kind}_pool{rank}d.default" for kind in ("avg", "max") for rank in (1, 2)}
 _BATCH_NORM = {"aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default"}
 _CONVOLUTIONS = {
@@ -66,10 +71,10 @@ def capture(
         raise ValueError("examples need a batch of at least two, or torch.export fixes the batch to one.")
     dynamic_axes = dynamic_axes or tuple({0: "batch"} for _ in examples)
     graph, parameters = _read(export(module, examples, dynamic_axes), dynamic_axes)
-    folded = build_module(*_fold_batch_norms(one_layer_each(graph), parameters))
+    written, parameters = _fold_batch_norms(one_layer_each(graph), parameters)
     # Exported once more, because folding may leave what a second export simplifies: names must then be stable.
-    graph, parameters = _read(export(folded, examples, dynamic_axes), dynamic_axes)
-    return FloatGraph({"forward": graph}, parameters, {"forward": examples})
+    graph, parameters = _read(export(build_module(written, parameters), examples, dynamic_axes), dynamic_axes)
+    return FloatGraph({"forward": _with_sources_of(graph, written)}, parameters, {"forward": examples})
 
 
 def _read(
@@ -110,7 +115,7 @@ def _read(
         counts[short] += 1
         keywords = {key: convert(value) for key, value in node.kwargs.items() if key not in ("device", "layout")}
         keywords = {key: value for key, value in keywords.items() if value is not None}
-        made = Node(name, operator, convert(node.args), keywords)
+        made = Node(name, operator, convert(node.args), keywords, _source(node))
         nodes.append(_with_explicit_stride(_with_explicit_padding(made, parameters)))
         references[node.name] = Value(name)
         shapes[name] = _shape(node)
@@ -131,7 +136,7 @@ def _with_explicit_padding(node: Node, parameters: dict[str, Tensor]) -> Node:
     if any(total % 2 for total in totals):
         return node
     arguments = (*arguments, tuple(total // 2 for total in totals), dilation, groups)
-    return Node(node.name, node.operator.replace(".padding", ".default"), arguments, node.keywords)
+    return replace(node, operator=node.operator.replace(".padding", ".default"), arguments=arguments)
 
 
 def _with_explicit_stride(node: Node) -> Node:
@@ -173,7 +178,7 @@ def _fold_batch_norms(graph: Graph, parameters: dict[str, Tensor]) -> tuple[Grap
         parameters |= {weight_name: weight, bias_name: bias}
         rest = convolution.arguments[3:]
         arguments = (convolution.arguments[0], Parameter(weight_name), Parameter(bias_name), *rest)
-        nodes[convolution.name] = Node(convolution.name, convolution.operator, arguments, convolution.keywords)
+        nodes[convolution.name] = replace(convolution, arguments=arguments)
         if node.operator == "aten.batch_norm.default":
             replaced[node.name] = Value(convolution.name)
         for getter, _ in graph.users(node.name):
@@ -184,11 +189,10 @@ def _fold_batch_norms(graph: Graph, parameters: dict[str, Tensor]) -> tuple[Grap
         return replaced.get(reference.name, reference) if isinstance(reference, Value) else reference
 
     rewritten = tuple(
-        Node(
-            node.name,
-            node.operator,
-            map_references(node.arguments, follow),
-            {key: map_references(value, follow) for key, value in node.keywords.items()},
+        replace(
+            node,
+            arguments=map_references(node.arguments, follow),
+            keywords={key: map_references(value, follow) for key, value in node.keywords.items()},
         )
         for node in nodes.values()
     )
@@ -240,6 +244,23 @@ def _parameter_names(node: Node) -> list[str]:
         lambda reference: found.append(reference.name) if isinstance(reference, Parameter) else None,
     )
     return found
+
+
+def _source(node: fx.Node) -> str | None:
+    """Return the innermost line outside of torch that made the call, as ``model.py:12``."""
+    lines = [line for line in _FRAME.findall(node.meta.get("stack_trace") or "") if not line[0].startswith(_TORCH)]
+    return "{}:{}".format(*lines[-1]) if lines else None
+
+
+def _with_sources_of(graph: Graph, written: Graph) -> Graph:
+    """Return ``graph`` with the sources of the calls it was exported from, which are the same but for a few."""
+    operators = ([node.operator for node in either.nodes] for either in (written, graph))
+    sources = {}
+    for first, second, count in SequenceMatcher(None, *operators, autojunk=False).get_matching_blocks():
+        pairs = zip(written.nodes[first : first + count], graph.nodes[second : second + count], strict=True)
+        sources |= {node.name: original.source for original, node in pairs}
+    nodes = tuple(replace(node, source=sources.get(node.name)) for node in graph.nodes)
+    return replace(graph, nodes=nodes)
 
 
 def _shape(node: fx.Node) -> list[int] | None:

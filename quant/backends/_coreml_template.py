@@ -121,7 +121,9 @@ def _convert(graph: FloatGraph, package: Path, precision: str) -> None:
             )
     except (NotImplementedError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"coremltools cannot convert this model: {reason}") from error
+        node = graph.graphs["forward"].named_in(reason)
+        where = f"{node.operator!r} ({node.place})" if node else "this model"
+        raise ValueError(f"coremltools cannot convert {where}: {reason}") from error
     model.save(str(package))
 
 

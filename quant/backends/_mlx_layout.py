@@ -8,7 +8,7 @@ at its borders. Conversions become nodes of their own, and what names an axis is
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quant.backends._mlx_operators import ELEMENTWISE
 from quant.backends._mlx_spatial import CONVOLUTIONS, SPATIAL
@@ -193,7 +193,7 @@ def _edited(
     node: Node, arguments: tuple, convert: Callable[[Value | Parameter], object] = lambda operand: operand
 ) -> Node:
     keywords = {key: map_references(value, convert) for key, value in node.keywords.items()}
-    return Node(node.name, node.operator, arguments, keywords)
+    return replace(node, arguments=arguments, keywords=keywords)
 
 
 def _arrangements(graph: Graph) -> dict[str, int]:

@@ -145,7 +145,7 @@ def function_of(node: Node) -> Callable:
     if node.operator.startswith(("_operator.", "math.", "torch.sym_")):
         return resolve(node.operator)
     raise ValueError(
-        f"the mlx backend does not know the operator {node.operator!r} (node {node.name!r}): "
+        f"the mlx backend does not know the operator {node.operator!r} ({node.place}): "
         "add it to the tables of quant/backends/_mlx_operators.py."
     )
 

@@ -6,6 +6,7 @@ the example inputs gave what torch gives, a parameter only if its content is the
 """
 
 import json
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from quant.backends import _onnx_coverage as coverage
 from quant.backends import _onnx_recurrent as recurrent
 from quant.backends._onnx_session import open_session, quiet
 from quant.graph import FloatGraph
-from quant.nodes import Graph
+from quant.nodes import Graph, Node
 from quant.recurrent import traced_as_one
 
 OPSET = 21
@@ -53,6 +54,7 @@ def write(graph: FloatGraph, folder: Path) -> None:
     """Export ``forward`` of ``graph`` into ``folder`` as ``model.onnx``, its weights and ``map.json``.
 
     Raises:
+        ValueError: the exporter does not know an operator of the graph; the sentence names its line.
         RuntimeError: the ONNX model computes something else than the graph.
     """
     source = graph.graphs["forward"]
@@ -96,9 +98,32 @@ def _export(graph: FloatGraph) -> ir.Model:
     for node in program.graph.nodes:
         if node.op == "call_function":
             node.meta["stack_trace"] = node.name
-    with quiet(), traced_as_one():
-        exported = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+    try:
+        with quiet(), traced_as_one():
+            exported = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        node = _failing(error, graph.graphs["forward"])
+        where = f"{node.operator!r} ({node.place})" if node else "this model"
+        raise ValueError(f"torch.onnx cannot export {where}: {_reason(error)}") from error
     return exported.model
+
+
+def _failing(error: BaseException | None, graph: Graph) -> Node | None:
+    """Return the call that the exporter was at: the errors hold frames, their frames the node, the node its name."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, fx.Node) and node.meta.get("stack_trace") in graph.by_name:
+                return graph.by_name[node.meta["stack_trace"]]
+        error = error.__cause__
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what went wrong at first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _clean(model: ir.Model, parameters: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Mixed precision: each weight in the width and group size that an integer program gives it, within bits per weight.
 
-The formats on offer are those of the plain words; a weight's error in each is the Fisher information's estimate of what
-its rounding does to the model's output (``quant.sensitivity``), its cost the bits of codes, scales and zero points.
+The formats on offer are those of the plain words; a weight's error in each is what its rounding alone does to the
+model's output (``quant.sensitivity``; measured, because the cheaper estimates fail where 2 bits change much), its cost
+the bits of codes, scales and zero points.
 The program (``quant.mixed``) chooses, and GPTQ rounds in what was chosen. Where a runtime may join linear layers that
 read one value, as query, key and value, they choose together.
 """
@@ -50,7 +51,7 @@ def quantize(
     scheme: Scheme,
     calibration: Sequence[Batch] = (),
     choose: str = "program",
-    criterion: str = "fisher",
+    criterion: str = "sqnr",
 ) -> QuantizedModel:
     """Return the weights in the formats chosen; all parameters together take ``scheme.bits_per_weight`` at most.
 

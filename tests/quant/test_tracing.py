@@ -1,8 +1,12 @@
+import inspect
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import quant
+from quant.nodes import Node
 
 
 def test_folded_batch_norms_leave_the_function_unchanged(residual_module, residual_graph):
@@ -57,6 +61,44 @@ def test_exporting_again_keeps_every_name(residual_graph):
     names = [node.name for node in program.graph.nodes if node.op == "call_function"]
     assert names == [node.name for node in residual_graph.graphs["forward"].nodes]
     assert set(program.state_dict) == set(residual_graph.parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+@pytest.mark.parametrize(("times", "axis"), [(1, -1), (2, 1), (1, 2)])
+def test_differences_are_captured_as_subtractions(dtype, times, axis):
+    class Differences(nn.Module):
+        def forward(self, x):
+            first = x.narrow(axis, 0, 1)
+            return torch.diff(x, times, axis, prepend=first, append=first).float()
+
+    x = torch.randint(0, 2 if dtype == torch.bool else 9, (2, 5, 4)).to(dtype)
+    graph = quant.capture(Differences().eval(), (x,))
+    assert not any("diff" in node.operator for node in graph.graphs["forward"].nodes)
+    torch.testing.assert_close(graph.module()(x)[0], Differences()(x))
+
+
+def test_calls_know_the_line_that_makes_them():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm, self.lstm = nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.LSTM(4, 4, 2)
+
+        def forward(self, x):
+            x = self.norm(self.convolution(x))
+            return torch.tanh(self.lstm(x.transpose(1, 2))[0])
+
+    first = inspect.getsourcelines(Net.forward)[1]
+    graph = quant.capture(Net().eval(), (torch.randn(2, 3, 9),)).graphs["forward"]
+    lines = {node.operator: node.source for node in graph.nodes}
+    assert lines["aten.conv1d.default"] == f"{__file__}:{first + 1}"
+    assert lines["aten.lstm.input"] == lines["aten.tanh.default"] == f"{__file__}:{first + 2}"
+    assert graph.by_name["tanh_0"].place == f"node 'tanh_0', {__file__}:{first + 2}"
+
+
+def test_the_line_of_a_call_is_no_part_of_it():
+    node = Node("a", "aten.relu.default", (), {}, "model.py:1")
+    assert node == replace(node, source="model.py:2")
+    assert repr(node) == repr(replace(node, source=None))
 
 
 def test_an_lstm_stays_one_node():

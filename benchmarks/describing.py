@@ -1,0 +1,105 @@
+"""What a model is made of and what each backend can do with it, before anything is measured.
+
+What a backend can do is asked of the backend: the model is compiled for it in a few schemes, and the share of work on
+its kernels for quantized numbers is read from what it made. The cases of a run find these artefacts in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from tabulate import tabulate
+
+from benchmarks.matrix import Case, matrix
+from benchmarks.workshop import Workshop
+from quant.architecture import OperatorKind, operator_kinds
+from quant.backends import target, targets
+
+PROBES = (("rtn", "int8"), ("rtn", "int4"), ("dynamic", "int8"), ("static_plain", "int8"))
+"""Weights alone in 8 and 4 bits, and with activations quantized at run time and in fixed ranges."""
+_SHOWN = 8
+_LEGEND = (
+    "native: share of multiply-accumulates on kernels for quantized numbers; (sim): on float kernels, after "
+    "dequantizing."
+)
+
+
+def description(workshop: Workshop, name: str, backends: Sequence[str] | None = None, whole: bool = False) -> str:
+    """Return the report on a model: its operators, and what each of ``backends`` quantizes; by default all that run.
+
+    ``whole`` lists every kind of operator, not the most expensive alone.
+    """
+    prepared = workshop.prepare(name)
+    graph = prepared.graph
+    kinds = operator_kinds(graph)
+    chosen = list(backends or [name for name, found in targets().items() if not found.elsewhere()])
+    cells, reasons = _backends(workshop, name, chosen)
+    operators = f"{sum(kind.count for kind in kinds)} operators of {len(kinds)} kinds"
+    parts = [
+        f"{name}: {prepared.model.family}, {graph.parameter_count:,} parameters, {operators}",
+        _operators(kinds if whole else kinds[:_SHOWN], len(kinds)),
+        tabulate(
+            [[backend, *row] for backend, row in zip(chosen, cells, strict=True)],
+            ["what runs natively", *("-".join(probe) for probe in PROBES)],
+            disable_numparse=True,
+        ),
+        _LEGEND,
+        *reasons,
+    ]
+    return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:])
+
+
+def _operators(kinds: Sequence[OperatorKind], total: int) -> str:
+    rows = [[kind.name, kind.count, *map(_percent, (kind.parameters, kind.work, kind.time))] for kind in kinds]
+    if len(kinds) < total:
+        rows.append([f"... {total - len(kinds)} more kinds", "", "", "", ""])
+    headers = ["operator", "count", "parameters", "multiplications", "time"]
+    return tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 4))
+
+
+def _backends(workshop: Workshop, name: str, backends: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Return a row of cells for each backend, and the sentences that explain some of them."""
+    exist, left_out = set(matrix()[0]), {entry.case: entry.reason for entry in matrix()[1]}
+    rows: list[list[str]] = []
+    reasons: dict[str, list[str]] = {}
+    for backend in backends:
+        missing = target(backend).missing()
+        row = []
+        for method, bits in PROBES:
+            case = Case(name, method, bits, backend)
+            if missing:
+                cell, reason = "-", f"not installed: {missing}"
+            elif case not in exist:
+                cell, reason = "-", left_out[case]
+            else:
+                workshop.report(f"compiling {case}")
+                cell, reason = _probed(workshop, case)
+            row.append(cell)
+            if reason and backend not in reasons.setdefault(reason, []):
+                reasons[reason].append(backend)
+        rows.append(row)
+    return rows, [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _probed(workshop: Workshop, case: Case) -> tuple[str, str | None]:
+    """Return what a backend made of a case: the share on native kernels, or that it failed and why."""
+    calibration = workshop.calibration(case.model)
+    try:
+        tables = workshop.quantize(case, calibration)
+        shares = workshop.compile(case, tables, calibration).executable.coverage()
+    except (ValueError, RuntimeError) as error:
+        return "fails", _sentence(error)
+    native, simulated = shares["operators_native"], shares["operators_simulated"]
+    return " ".join(_cell_parts(native, simulated)), None
+
+
+def _cell_parts(native: float, simulated: float) -> Iterator[str]:
+    yield _percent(native)
+    if simulated:
+        yield f"({_percent(simulated)} sim)"
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
