@@ -54,9 +54,9 @@ def _int8(processor: Processor) -> str:
         return "int8 is native on AMX, in tiles of u8 or s8 activations times s8 weights, without saturating."
     if saturates(processor):
         return (
-            "int8 without VNNI: u8 x s8 kernels add two products in 16 bits and saturate. Keep weights to 7 bits: "
-            "codes of -64 to 64, `reduce_range` in ONNX Runtime's quantizers. Else expect accuracy to fall; the gain "
-            "over float is below what VNNI gives."
+            "int8 without VNNI: u8 x s8 kernels add two products in 16 bits and saturate. Keep weights to 7 bits "
+            "(codes of -64 to 64; `reduce_range` in ONNX Runtime's quantizers) or expect less accuracy; the gain over "
+            "float is below what VNNI gives."
         )
     if processor.has("i8mm"):
         return (
