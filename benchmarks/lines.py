@@ -11,8 +11,9 @@ class Lines:
     SECONDS_BETWEEN_LINES = 10.0
     SECONDS_BETWEEN_REWRITES = 0.2
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream, self._in_place = stream, stream.isatty()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._in_place = self._stream.isatty()
         self._last, self._shown = time.monotonic(), 0
 
     def result(self, text: str) -> None:

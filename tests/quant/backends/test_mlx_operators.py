@@ -376,7 +376,7 @@ def test_half_precision_stays_half_and_finite(tmp_path):
 
 def test_an_unknown_operator_is_refused_by_name(tmp_path):
     graph = quant.capture(Functions(lambda x: torch.erfinv(x)).eval(), (torch.rand(2, 3),))
-    with pytest.raises(ValueError, match=r"'aten.erfinv.default' \(node 'erfinv_0'\)"):
+    with pytest.raises(ValueError, match=r"'aten.erfinv.default' \(node 'erfinv_0', .*test_mlx_operators.py:\d+\)"):
         mlx.template(graph, tmp_path, "float32")
 
 
