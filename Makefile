@@ -12,8 +12,8 @@ RUN := $(VENV)/bin/python -m
 K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 
 # The main methods on every model of the zoo, for which of them win on which family.
-INSIGHT := (onnxruntime or mlx) and (int8 or int4) and not (adaround or palette or quick or outliers or dynamic or \
-	static_fast or static_equalized or static_percentile or static_entropy or static_mse)
+INSIGHT := onnxruntime and (int8 or int4) and not (adaround or palette or quick or outliers or dynamic or \
+	qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
 
 SAVE ?= ci
 LIMITS ?= accuracy:1pp
@@ -49,7 +49,8 @@ readme: $(VENV)/.bench
 	$(RUN) pytest benchmarks -m quantize --benchmark-json=build/readme.json \
 		-k "minilm and int4 and not (adaround or palette) or minilm-smoothquant-int8"
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section quantizers
-	$(RUN) pytest benchmarks -m full -n auto --benchmark-disable --benchmark-json=build/readme.json -k "$(INSIGHT)"
+	$(RUN) pytest benchmarks -m full -n auto --benchmark-disable --benchmark-json=build/readme.json -k "$(INSIGHT)" \
+		--eval-samples 300
 	$(RUN) reports insight build/readme.json --into README.md --section insight
 ifdef PEERS
 	$(RUN) pytest benchmarks -m peer -k "not auto_round" --eval-samples 200 --benchmark-json=build/readme.json
