@@ -12,6 +12,7 @@ from benchmarks.searching import SAME_NUMBERS, Bounds, Found
 from quant.search import COMES_AFTER, Loss, Step
 from reports.record import plain
 from reports.tables import NULL, three_digits
+from reports.words import some
 
 _ROWS = 12
 
@@ -40,7 +41,7 @@ def reasons(found: Found, drop: Drop, bounds: Bounds) -> list[str]:
     else:
         cheaper = [rung.first.id for rung, _ in found.priced[:place]]
         what = "Of what is as fast or faster" if fast else "Of what is smaller"
-        sentences.append(f"{what}, nothing was shown to keep that: {_some(cheaper)}.")
+        sentences.append(f"{what}, nothing was shown to keep that: {some(cheaper)}.")
     if not fast:
         sentences.append("Nothing that keeps it is shown to be faster than float, so the smallest is preferred.")
     refused = [price.reason for _, price in found.priced if price.refused]
@@ -161,7 +162,3 @@ def _is_fast(found: Found, price: Price) -> bool:
 
 def _loses(loss: Loss, drop: Drop) -> str:
     return f"loses {loss.value:.2g}{drop.unit} of {drop.metric} ({loss.low:.2g} to {loss.high:.2g})"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
