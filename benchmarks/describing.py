@@ -4,7 +4,7 @@ What a backend can do is asked of the backend: the model is compiled for it in a
 its kernels for quantized numbers is read from what it made. The cases of a run find these artefacts in the cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
@@ -18,7 +18,7 @@ PROBES = (("rtn", "int8"), ("rtn", "int4"), ("dynamic", "int8"), ("static_plain"
 _SHOWN = 8
 _LEGEND = (
     "native: share of multiply-accumulates on kernels for quantized numbers; (sim): on float kernels, after "
-    "dequantizing."
+    "dequantizing; (saved): as the saved model says, whose runtime runs elsewhere."
 )
 
 
@@ -84,17 +84,16 @@ def _probed(workshop: Workshop, case: Case) -> tuple[str, str | None]:
     calibration = workshop.calibration(case.model)
     try:
         tables = workshop.quantize(case, calibration)
-        shares = workshop.compile(case, tables, calibration).executable.coverage()
+        executable = workshop.compile(case, tables, calibration).executable
+        shares = executable.coverage()
     except (ValueError, RuntimeError) as error:
         return "fails", _sentence(error)
-    native, simulated = shares["operators_native"], shares["operators_simulated"]
-    return " ".join(_cell_parts(native, simulated)), None
-
-
-def _cell_parts(native: float, simulated: float) -> Iterator[str]:
-    yield _percent(native)
-    if simulated:
-        yield f"({_percent(simulated)} sim)"
+    parts = [_percent(shares["operators_native"])]
+    if executable.evidence == "evaluated":
+        parts.append("(saved)")
+    if shares["operators_simulated"]:
+        parts.append(f"({_percent(shares['operators_simulated'])} sim)")
+    return " ".join(parts), None
 
 
 def _sentence(error: Exception) -> str:

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from benchmarks import matrix
@@ -44,16 +46,18 @@ def described(capsys, tmp_path, *arguments):
 
 
 def test_operators_and_native_shares_of_a_model_of_the_zoo(capsys, tmp_path):
-    status, said = described(capsys, tmp_path, "digits", "--backend=torch", "--backend=onnxruntime")
+    status, said = described(capsys, tmp_path, "digits", "--backend=torch", "--backend=onnxruntime", "--backend=coreml")
     assert status == 0
     lines = said.out.splitlines()
     assert lines[0].startswith("digits: convolutional, 62,986 parameters, 17 operators of 5 kinds")
     assert any(line.split()[:2] == ["conv2d", "6"] for line in lines)
-    cells = {line.split()[0]: line for line in lines if line.split()[:1] in (["torch"], ["onnxruntime"])}
+    cells = {line.split()[0]: line for line in lines if line.split()[:1] in (["torch"], ["onnxruntime"], ["coreml"])}
     assert cells["onnxruntime"].endswith("100 %")
     assert cells["torch"].count("(100 % sim)") == 2
+    if sys.platform != "darwin":
+        assert cells["coreml"].count("100 % (saved)") == 3
     reason = next(line for line in lines if "no runtime has a fast convolution kernel" in line)
-    assert reason.startswith("torch, onnxruntime: ")
+    assert reason.startswith("torch, onnxruntime, coreml: ")
 
 
 def test_what_a_backend_lacks_is_named_with_its_line_and_stops_no_other(capsys, tmp_path, lacking):
