@@ -4,7 +4,7 @@ import sys
 
 from benchmarks import commands
 from benchmarks.commands import CommandError
-from reports.cli import BAD_INPUT, command_parser
+from reports.cli import command_parser, run_command
 
 DESCRIPTION = "Work on models with the whole of the suite. The benchmarks themselves are run by `pytest benchmarks`."
 EXAMPLE = """\
@@ -18,12 +18,9 @@ INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status: 4 after one sentence on input that cannot be used."""
-    options = command_parser(commands, "python -m benchmarks", DESCRIPTION, EXAMPLE).parse_args(arguments)
+    parser = command_parser(commands, "python -m benchmarks", DESCRIPTION, EXAMPLE)
     try:
-        return options.run(options)
-    except CommandError as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+        return run_command(parser, arguments, CommandError)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here: what was made is kept in the cache.", file=sys.stderr)
         return INTERRUPTED

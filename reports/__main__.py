@@ -3,7 +3,7 @@
 import sys
 
 from reports import commands
-from reports.cli import BAD_INPUT, command_parser
+from reports.cli import command_parser, run_command
 from reports.runs import RunError
 
 EXAMPLE = """\
@@ -18,12 +18,7 @@ DESCRIPTION = "Read runs that `pytest benchmarks` saved; nothing is measured aga
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status, 4 after one sentence for each problem of the input."""
-    options = command_parser(commands, "python -m reports", DESCRIPTION, EXAMPLE).parse_args(arguments)
-    try:
-        return options.run(options)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+    return run_command(command_parser(commands, "python -m reports", DESCRIPTION, EXAMPLE), arguments, RunError)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 import argparse
 import importlib
+import os
 import pkgutil
+import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 BAD_INPUT = 4
 """The exit status after one sentence on what cannot be used."""
+_UNREAD = 1
 
 
 def command_parser(commands: ModuleType, program: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -26,3 +30,22 @@ def command_parser(commands: ModuleType, program: str, description: str, example
         subparser.set_defaults(run=command.run)
         command.add_arguments(subparser)
     return parser
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, refused: type[Exception]) -> int:
+    """Run the command that ``arguments`` name; returns its exit status, 4 after the sentence of one of ``refused``.
+
+    A reader that has seen enough, such as ``head``, ends the command quietly.
+    """
+    options = parser.parse_args(arguments)
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+    except refused as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # Python flushes once more as it ends, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _UNREAD
+    return status
