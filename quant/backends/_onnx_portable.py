@@ -40,7 +40,7 @@ class _PortableSplicer(Splicer):
         return True
 
     def _real_weight(self, name: str, tensor: QuantizedTensor) -> ir.Value:
-        axis = _axis_of_scales(tensor)
+        axis = axis_of_scales(tensor)
         if axis is None:
             return weights.dequantized(self.editor, name, tensor)
         return _dequantize_linear(self.editor, name, tensor, axis)
@@ -63,7 +63,7 @@ class _PortableSplicer(Splicer):
         )
 
 
-def _axis_of_scales(tensor: QuantizedTensor) -> int | None:
+def axis_of_scales(tensor: QuantizedTensor) -> int | None:
     """Return the axis along which DequantizeLinear would find the scales of a weight, None if it cannot express them.
 
     Its blocks lie along one axis, and every index of all others has scales of its own. That the last block may be

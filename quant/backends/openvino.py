@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from quant.backends import _onnx_template as templates
 from quant.backends import _openvino_graph as execution
 from quant.backends import evidence_of
 from quant.backends._onnx_session import quiet
+from quant.backends._openvino_dynamic import leave_inputs_to_kernels
 from quant.graph import FloatGraph, QuantizedModel
+from quant.scheme import parse
 
 TARGETS = {"openvino": {}}
 REQUIRES = {
@@ -41,11 +44,11 @@ EXECUTES = {
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
     "static": ["int8"],
-    "dynamic": ["int8", "w4a8"],
+    "dynamic": ["w4a8"],
 }  # fmt: skip
 REFUSES = {
     "bf16": "OpenVINO chooses bfloat16 by the processor, for any model: an artefact has no say in it.",
-    "dynamic-recurrent": "OpenVINO's LSTM does not quantize its hidden states",
+    "dynamic-int8": "OpenVINO's kernels round inputs at run time in groups of one size for all layers, not per token.",
 }
 NATIVE = {
     "native": {
@@ -56,10 +59,9 @@ NATIVE = {
     "native_dynamic": {"int8": "nncf.compress_weights, INT8_SYM, with inputs rounded in groups of 32"},
 }
 NATIVE_REQUIRES = {"nncf": "pip install nncf"}
-DYNAMIC_GRANULARITY = "token"
-
-_FACTS = "facts.json"
+_WORK = "work.json"
 _NATIVE_MODEL = "model.xml"
+_NATIVE_INPUT_GROUP = 32  # as OpenVINO has it unless told otherwise
 
 
 def version() -> str:
@@ -70,6 +72,7 @@ def version() -> str:
 def template(graph: FloatGraph, folder: Path, precision: str = "float32") -> None:
     """Write the float model in ONNX and a checked map of names; ``precision`` is chosen when splicing."""
     templates.write(graph, folder)
+    _write(execution.work_of(QuantizedModel(graph, parse("fp32", "float")), templates.read(folder)), folder)
 
 
 def compile(quantized: QuantizedModel, template: Path, folder: Path) -> None:
@@ -79,11 +82,11 @@ def compile(quantized: QuantizedModel, template: Path, folder: Path) -> None:
         ValueError: a table entry has no target in the ONNX model, or the runtime cannot express it.
     """
     source = templates.read(template)
-    facts = execution.work_of(quantized.graph, source)
-    facts |= {"quantized": execution.quantized_operators(quantized, facts), "input_group": 0}
-    portable.splice(quantized, source)
+    spliced, input_group = leave_inputs_to_kernels(quantized)
+    work = execution.work_of(spliced, source, input_group)
+    portable.splice(spliced, source)
     templates.save(source.model, folder)
-    (folder / _FACTS).write_text(json.dumps(facts))
+    _write(work, folder)
 
 
 def compile_native(
@@ -94,9 +97,16 @@ def compile_native(
     Raises:
         ValueError: the quantizer found nothing to quantize, or needs calibration data and got none.
     """
-    with quiet():
+    with quiet():  # importing it is loud, too
         native = importlib.import_module("quant.backends._openvino_native")
-    native.quantize(...)
+    model = native.quantize(method, bits, _core().read_model(template / templates.MODEL), calibration)
+    work = execution.Work(**json.loads((template / _WORK).read_text()))
+    quantized = execution.quantized_by_nncf(model, work.operators)
+    if not quantized:
+        raise ValueError(f"NNCF's quantizer for {method} {bits} found nothing to quantize in this model.")
+    openvino.save_model(model, folder / _NATIVE_MODEL, compress_to_fp16=False)
+    input_group = _NATIVE_INPUT_GROUP if method == "native_dynamic" else 0
+    _write(replace(work, quantized=quantized, input_group=input_group), folder)
 
 
 def load(folder: Path, threads: int = 1, device: str | None = None) -> "Executable":
@@ -110,10 +120,10 @@ class Executable:
     untimed_reason = None
 
     def __init__(self, folder: Path, threads: int) -> None:
-        self._facts = json.loads((folder / _FACTS).read_text())
+        self._work = execution.Work(**json.loads((folder / _WORK).read_text()))
         native = folder / _NATIVE_MODEL
         self.path = native if native.exists() else folder / templates.MODEL
-        self._model = _core().compile_model(self.path, "CPU", _settings(threads, self._facts["input_group"]))
+        self._model = _core().compile_model(self.path, "CPU", _settings(threads, self._work.input_group))
         self._request = self._model.create_infer_request()
         self._types = [value.element_type.to_dtype() for value in self._model.inputs]
 
@@ -154,7 +164,7 @@ class Executable:
 
     @functools.cached_property
     def _coverage(self) -> dict[str, object]:
-        return execution.measure(self._model, self._facts)
+        return execution.measure(self._model, self._work)
 
 
 @functools.cache
@@ -170,3 +180,7 @@ def _settings(threads: int, input_group: int) -> dict[str, object]:
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": input_group,
         "ENABLE_CPU_PINNING": False,  # whoever calls has chosen the processors
     }
+
+
+def _write(work: execution.Work, folder: Path) -> None:
+    (folder / _WORK).write_text(json.dumps(asdict(work)))

@@ -1,0 +1,51 @@
+"""Inputs that OpenVINO's kernels round at run time: those of linear layers whose weights stay packed.
+
+A kernel rounds them to 8 bits, symmetrically, in groups of so many as one setting of the whole model says
+(DYNAMIC_QUANTIZATION_GROUP_SIZE). Tables that ask for such groups are left to it; all others are arithmetic.
+"""
+
+from dataclasses import replace
+
+from quant.backends._onnx_portable import axis_of_scales
+from quant.graph import Edge, QuantizedModel
+from quant.nodes import QUANTIZABLE, weights_of
+
+_GRAPH = "forward"
+_LANES = 16
+"""The kernels take groups of a multiple of this size."""
+
+
+def leave_inputs_to_kernels(quantized: QuantizedModel) -> tuple[QuantizedModel, int]:
+    """Return the tables without the quantizers that the kernels stand for, and the size of their groups (0: none).
+
+    The setting holds for all layers with packed weights, so either the tables round the inputs of all of them in groups
+    of one size, or none is left to the kernels.
+    """
+    packed = _packed_linear_edges(quantized)
+    quantizers = [quantized.activations.get(edge) for edge in packed]
+    groups = {_group(quantizer) for quantizer in quantizers}
+    group = groups.pop() if len(groups) == 1 else None
+    if not group:
+        return quantized, 0
+    left = {edge: replace(quantized.activations[edge], mode="none") for edge in packed}
+    return replace(quantized, activations={**quantized.activations, **left}), group
+
+
+def _group(quantizer: object) -> int | None:
+    """Return the size of the groups that a kernel would round in, None where the tables ask for something else."""
+    if quantizer is None or quantizer.mode != "dynamic":
+        return None
+    format = quantizer.format
+    suits = format.bits == 8 and format.symmetric and format.granularity == "group" and format.group_size % _LANES == 0
+    return format.group_size if suits else None
+
+
+def _packed_linear_edges(quantized: QuantizedModel) -> list[Edge]:
+    """Return the data arguments of the linear layers whose weights OpenVINO keeps in their codes."""
+    return [
+        (_GRAPH, node.name, QUANTIZABLE[node.operator].data)
+        for node in quantized.graph.graphs[_GRAPH].nodes
+        if node.operator == "aten.linear.default"
+        for weight in weights_of(node)
+        if weight.name in quantized.weights and axis_of_scales(quantized.weights[weight.name]) is not None
+    ]
