@@ -7,7 +7,7 @@ A kernel rounds them to 8 bits, symmetrically, in groups of so many as one setti
 from dataclasses import replace
 
 from quant.backends._onnx_portable import axis_of_scales
-from quant.graph import Edge, QuantizedModel
+from quant.graph import ActivationQuantizer, Edge, QuantizedModel
 from quant.nodes import QUANTIZABLE, weights_of
 
 _GRAPH = "forward"
@@ -21,9 +21,8 @@ def leave_inputs_to_kernels(quantized: QuantizedModel) -> tuple[QuantizedModel, 
     The setting holds for all layers with packed weights, so either the tables round the inputs of all of them in groups
     of one size, or none is left to the kernels.
     """
-    packed = _packed_linear_edges(quantized)
-    quantizers = [quantized.activations.get(edge) for edge in packed]
-    groups = {_group(quantizer) for quantizer in quantizers}
+    packed = _packed_linear_layers(quantized)
+    groups = {_group(quantized.activations.get(edge), width) for edge, width in packed.items()}
     group = groups.pop() if len(groups) == 1 else None
     if not group:
         return quantized, 0
@@ -31,21 +30,20 @@ def leave_inputs_to_kernels(quantized: QuantizedModel) -> tuple[QuantizedModel, 
     return replace(quantized, activations={**quantized.activations, **left}), group
 
 
-def _group(quantizer: object) -> int | None:
+def _group(quantizer: ActivationQuantizer | None, width: int) -> int | None:
     """Return the size of the groups that a kernel would round in, None where the tables ask for something else."""
-    if quantizer is None or quantizer.mode != "dynamic":
+    if quantizer is None or quantizer.mode != "dynamic" or quantizer.format.granularity != "group":
         return None
-    format = quantizer.format
-    suits = format.bits == 8 and format.symmetric and format.granularity == "group" and format.group_size % _LANES == 0
-    return format.group_size if suits else None
+    format, size = quantizer.format, quantizer.format.group_size
+    return size if format.bits == 8 and format.symmetric and size % _LANES == 0 and width % size == 0 else None
 
 
-def _packed_linear_edges(quantized: QuantizedModel) -> list[Edge]:
-    """Return the data arguments of the linear layers whose weights OpenVINO keeps in their codes."""
-    return [
-        (_GRAPH, node.name, QUANTIZABLE[node.operator].data)
+def _packed_linear_layers(quantized: QuantizedModel) -> dict[Edge, int]:
+    """Return the data arguments of the linear layers whose weights OpenVINO keeps in their codes, and their widths."""
+    return {
+        (_GRAPH, node.name, QUANTIZABLE[node.operator].data): quantized.weights[weight.name].codes.shape[1]
         for node in quantized.graph.graphs[_GRAPH].nodes
         if node.operator == "aten.linear.default"
         for weight in weights_of(node)
         if weight.name in quantized.weights and axis_of_scales(quantized.weights[weight.name]) is not None
-    ]
+    }
