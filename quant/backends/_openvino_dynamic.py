@@ -7,10 +7,12 @@ A kernel rounds them to 8 bits, symmetrically, in groups of so many as one setti
 from dataclasses import replace
 
 from quant.backends._onnx_portable import axis_of_scales
+from quant.backends._onnx_weights import is_per_channel
 from quant.graph import ActivationQuantizer, Edge, QuantizedModel
 from quant.nodes import QUANTIZABLE, weights_of
 
 _GRAPH = "forward"
+_LINEAR = "aten.linear.default"
 _LANES = 16
 """The kernels take groups of a multiple of this size."""
 
@@ -41,9 +43,18 @@ def _group(quantizer: ActivationQuantizer | None, width: int) -> int | None:
 def _packed_linear_layers(quantized: QuantizedModel) -> dict[Edge, int]:
     """Return the data arguments of the linear layers whose weights OpenVINO keeps in their codes, and their widths."""
     return {
-        (_GRAPH, node.name, QUANTIZABLE[node.operator].data): quantized.weights[weight.name].codes.shape[1]
+        (_GRAPH, node.name, QUANTIZABLE[_LINEAR].data): quantized.weights[weight.name].codes.shape[1]
         for node in quantized.graph.graphs[_GRAPH].nodes
-        if node.operator == "aten.linear.default"
+        if node.operator == _LINEAR
         for weight in weights_of(node)
-        if weight.name in quantized.weights and axis_of_scales(quantized.weights[weight.name]) is not None
+        if weight.name in quantized.weights and _stays_packed(quantized, weight.name)
     }
+
+
+def _stays_packed(quantized: QuantizedModel, name: str) -> bool:
+    """Whether a weight does: groups that an embedding reads as well are unpacked for all."""
+    tensor, graph = quantized.weights[name], quantized.graph
+    if axis_of_scales(tensor) is None:
+        return False
+    users = {graph.node(edge).operator for edge in graph.consumers(name) if edge[0] == _GRAPH}
+    return users == {_LINEAR} or is_per_channel(tensor)

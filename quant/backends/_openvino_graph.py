@@ -1,7 +1,9 @@
 """What OpenVINO made of a quantized model, read from the execution graph of the compiled model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import onnx_ir as ir
 import openvino
 import torch
 
@@ -10,6 +12,7 @@ from quant.graph import QuantizedModel
 from quant.nodes import weights_of
 
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "LSTM", "MatMul")
+_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "LSTMSequence", "MatMul", "RNNSeq"}
 _QUANTIZED_TYPES = {"i4", "i8", "u4", "u8"}
 _REARRANGING = {"Concat", "Convert", "Multiply", "Reshape", "Slice", "Subtract", "Transpose", "Unsqueeze"}
 """What lies between stored codes and the operator that takes the weight."""
@@ -20,14 +23,16 @@ class Work:
     """What a model has to compute.
 
     total        multiply-accumulates of the whole graph
-    operators    name of the ONNX node that multiplies with weights -> its multiply-accumulates
-    quantized    the operators among them whose weights are quantized or stored in half precision
+    operators    name of an operator that multiplies with weights -> its multiply-accumulates
+    known_as     the names that OpenVINO may know each of them by
+    quantized    those whose weights are quantized or stored in half precision
     rounded      those whose inputs are rounded at run time by arithmetic, and which so multiply in float
     input_group  how many inputs of a linear layer share a scale where its kernel rounds them, 0 if it does not
     """
 
     total: int
     operators: dict[str, int]
+    known_as: dict[str, list[str]]
     quantized: list[str]
     rounded: list[str]
     input_group: int = 0
@@ -39,17 +44,28 @@ def work_of(quantized: QuantizedModel, template: Template, input_group: int = 0)
     halves = {name for name, value in quantized.floats.items() if value.dtype == torch.float16}
     stored = halves | set(quantized.weights)
     at_run_time = {edge[1] for edge, quantizer in quantized.activations.items() if quantizer.mode == "dynamic"}
-    operators, found, rounded = {}, [], []
+    work = Work(sum(graph.macs("forward", node) for node in forward.nodes), {}, {}, [], [], input_group)
     for node in forward.nodes:
         weights = {weight.name for weight in weights_of(node)}
-        made = next((made for made in template.nodes.get(node.name, []) if made.op_type in _MULTIPLYING), None)
-        if not weights or made is None:
+        names = _names(template.nodes.get(node.name, []))
+        if not weights or not names:
             continue
-        operators[made.name] = graph.macs("forward", node)
-        found += [made.name] if weights & stored else []
-        rounded += [made.name] if node.name in at_run_time else []
-    total = sum(graph.macs("forward", node) for node in forward.nodes)
-    return Work(total, operators, found, rounded, input_group)
+        work.operators[node.name] = graph.macs("forward", node)
+        work.known_as[node.name] = names
+        work.quantized.extend([node.name] if weights & stored else [])
+        work.rounded.extend([node.name] if node.name in at_run_time else [])
+    return work
+
+
+def _names(nodes: Sequence[ir.Node]) -> list[str]:
+    """Return the names of an operator in OpenVINO, the likelier first: [] if none of its ONNX nodes multiplies.
+
+    A fused operator may keep only the name of its last part, and what the model returns has the name of the output;
+    what OpenVINO adds to an operator's name follows a stroke.
+    """
+    multiplying = [node for node in nodes if node.op_type in _MULTIPLYING]
+    additions = [node for node in nodes if node.op_type == "Add"] if multiplying else []
+    return [name for node in multiplying + additions for name in (node.name, node.outputs[0].name)]
 
 
 def measure(compiled: openvino.CompiledModel, work: Work) -> dict[str, object]:
@@ -59,10 +75,11 @@ def measure(compiled: openvino.CompiledModel, work: Work) -> dict[str, object]:
     """
     kernels = {}
     for node in compiled.get_runtime_model().get_ops():
-        for name in _fact(node, "originalLayersNames").split(","):
-            kernels[name] = node
-    candidates = set(work.operators) & set(kernels) - set(work.rounded)
-    native = {name for name in candidates if _reads_quantized(kernels[name])}
+        if _fact(node, "layerType") in _KERNELS:
+            fused = _fact(node, "originalLayersNames").split(",")
+            kernels |= dict.fromkeys((part.partition("/")[0] for part in fused), node)
+    made = {name: _first(kernels, names) for name, names in work.known_as.items() if name not in work.rounded}
+    native = {name for name, kernel in made.items() if kernel is not None and _reads_quantized(kernel)}
     simulated = set(work.quantized) - native
     total = max(work.total, 1)
     return {
@@ -72,12 +89,12 @@ def measure(compiled: openvino.CompiledModel, work: Work) -> dict[str, object]:
     }
 
 
-def _reads_quantized(node: openvino.Node) -> bool:
-    inputs = node.input_values()
-    types = [_fact(node, "runtimePrecision")]
-    if len(inputs) > 1:
-        types += _fact(inputs[1].get_node(), "outputPrecisions").split(",")
-    return any(name.lower() in _QUANTIZED_TYPES for name in types)
+def _first(nodes: Mapping[str, openvino.Node], names: Sequence[str]) -> openvino.Node | None:
+    return next((nodes[name] for name in names if name in nodes), None)
+
+
+def _reads_quantized(kernel: openvino.Node) -> bool:
+    return _fact(kernel, "runtimePrecision").lower() in _QUANTIZED_TYPES
 
 
 def _fact(node: openvino.Node, name: str) -> str:
@@ -86,10 +103,11 @@ def _fact(node: openvino.Node, name: str) -> str:
     return facts[name].astype(str) if name in facts else ""
 
 
-def quantized_by_nncf(model: openvino.Model, operators: dict[str, int]) -> list[str]:
+def quantized_by_nncf(model: openvino.Model, work: Work) -> list[str]:
     """Return the operators of a model that NNCF quantized whose weights are fake-quantized or stored in few bits."""
     by_name = {node.get_friendly_name(): node for node in model.get_ops()}
-    return [name for name in operators if name in by_name and _has_quantized_weight(by_name[name])]
+    made = {name: _first(by_name, names) for name, names in work.known_as.items()}
+    return [name for name, node in made.items() if node is not None and _has_quantized_weight(node)]
 
 
 def _has_quantized_weight(node: openvino.Node) -> bool:

@@ -19,7 +19,13 @@ Batch = tuple[np.ndarray, ...]
 _GROUP_SIZE = 32
 _WEIGHTS_ALONE = {
     ("native", "int8"): {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-    ("native", "int4"): {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": _GROUP_SIZE},
+    ("native", "int4"): {
+        "mode": nncf.CompressWeightsMode.INT4_ASYM,
+        "group_size": _GROUP_SIZE,
+        "advanced_parameters": nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+        ),
+    },
     ("native_dynamic", "int8"): {"mode": nncf.CompressWeightsMode.INT8_SYM},
 }
 _ERROR = 40  # as logging numbers its levels

@@ -99,9 +99,9 @@ def compile_native(
     """
     with quiet():  # importing it is loud, too
         native = importlib.import_module("quant.backends._openvino_native")
-    model = native.quantize(method, bits, _core().read_model(template / templates.MODEL), calibration)
+    model = native.quantize(method, bits, openvino.convert_model(template / templates.MODEL), calibration)
     work = execution.Work(**json.loads((template / _WORK).read_text()))
-    quantized = execution.quantized_by_nncf(model, work.operators)
+    quantized = execution.quantized_by_nncf(model, work)
     if not quantized:
         raise ValueError(f"NNCF's quantizer for {method} {bits} found nothing to quantize in this model.")
     openvino.save_model(model, folder / _NATIVE_MODEL, compress_to_fp16=False)
