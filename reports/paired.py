@@ -14,6 +14,7 @@ import numpy
 
 from reports.statistics import (
     FEW,
+    STUDENT_975,
     Interval,
     accuracy_interval,
     by_cluster,
@@ -133,13 +134,11 @@ def _interval(sums: numpy.ndarray, form: Form, estimate: float, seed: int) -> In
             before, after = (_FORMS[form](totals[:, i] / totals[:, i + 1]) for i in (0, 2))
         changes = after - before
         return Interval(*percentiles(changes[numpy.isfinite(changes)]), "cluster bootstrap, 95 % percentile")
-    from scipy.stats import t
-
     with numpy.errstate(invalid="ignore"):
         parts = _linearized(sums, form)
     if not numpy.isfinite(parts).all():
         return None
-    margin = float(t.ppf(0.975, len(sums) - 1)) * math.sqrt(len(sums) * parts.var(ddof=1))
+    margin = STUDENT_975[len(sums) - 2] * math.sqrt(len(sums) * parts.var(ddof=1))
     return Interval(estimate - margin, estimate + margin, f"Student's t on {len(sums)} clusters")
 
 
