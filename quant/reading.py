@@ -26,13 +26,13 @@ _CODEBOOKS = ("learned", None, *(format.codebook for format in CODEBOOK_FORMATS.
 
 
 @contextmanager
-def readable(what: object, remedy: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into a ValueError: "``what`` (the reason): ``remedy``."."""
+def readable(what: str, remedy: str, refusal: type[Exception] = ValueError) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into a ``refusal``: "``what`` (the reason): ``remedy``."."""
     try:
         yield
     except _DAMAGE as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{what} ({reason[:_LONGEST_REASON].rstrip('.')}): {remedy}.") from error
+        raise refusal(f"{what} ({reason[:_LONGEST_REASON].rstrip('.')}): {remedy}.") from error
 
 
 def checked_graph(graph: Graph) -> Graph:
