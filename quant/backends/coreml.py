@@ -18,6 +18,7 @@ from quant.backends._coreml_splice import spliced
 from quant.backends._coreml_template import write_template
 from quant.backends.coreml_evaluator import Evaluator
 from quant.graph import FloatGraph, QuantizedModel
+from quant.reading import readable
 
 TARGETS = {
     "coreml": {},
@@ -115,12 +116,13 @@ def load(folder: Path, threads: int, device: str | None) -> "Executable":
     Raises:
         ValueError: a device is asked for where Core ML does not run, or the folder holds no package.
     """
-    if sys.platform == "darwin":
-        return Predicted(folder, device)
-    if device is not None:
+    if sys.platform != "darwin" and device is not None:
         raise ValueError(f"Core ML runs on the {device} on macOS only: leave out the device to evaluate the model.")
-    torch.set_num_threads(threads)
-    return Evaluated(folder)
+    with readable(f"{folder} holds no readable Core ML model", "compile it again"):
+        if sys.platform == "darwin":
+            return Predicted(folder, device)
+        torch.set_num_threads(threads)
+        return Evaluated(folder)
 
 
 class Executable:
