@@ -134,6 +134,25 @@ def graph_to_json(graph: Graph) -> dict:
     }
 
 
+def activation_from_json(entry: dict, parts: dict[str, Tensor | None]) -> tuple[Edge, ActivationQuantizer]:
+    """Return the quantizer of an edge from its mode, its format and the tensors ``scale``, ``zero_point`` and so on.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    graph, node, position = entry["edge"]
+    mode, format = entry["mode"], format_from_json(entry["format"]) if entry["format"] else None
+    asymmetric = mode == "static" and format is not None and not format.symmetric
+    complete = {
+        "static": format and parts["scale"] is not None and (parts["zero_point"] is not None or not asymmetric),
+        "dynamic": format,
+        "none": parts["input_scale"] is not None,
+    }
+    if not complete.get(mode):
+        raise ValueError(f"the quantizer of {node!r} is not complete")
+    return (graph, node, position), ActivationQuantizer(mode, format, **parts)
+
+
 def _encode(argument: object) -> object:
     match argument:
         case tuple():
@@ -177,9 +196,8 @@ def _load_weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> Quantize
 
 
 def _load_activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[Edge, ActivationQuantizer]:
-    parts = (tensors.get(f"activations/{index}/{part}") for part in ("scale", "zero_point", "input_scale"))
-    format = format_from_json(entry["format"]) if entry["format"] else None
-    return tuple(entry["edge"]), ActivationQuantizer(entry["mode"], format, *parts)
+    parts = {part: tensors.get(f"activations/{index}/{part}") for part in ("scale", "zero_point", "input_scale")}
+    return activation_from_json(entry, parts)
 
 
 def _present(prefix: str, holder: object, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ its quantized parameters: their place in the graph is taken by tensors without s
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
 from quant.reading import format_from_json, readable, require_parameters, torch_constant
 from quant.scheme import Scheme
-from quant.storage import graph_from_json, graph_to_json
+from quant.storage import activation_from_json, graph_from_json, graph_to_json
 from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
 _WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
@@ -121,9 +121,8 @@ def _weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTens
 
 
 def _activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[tuple, ActivationQuantizer]:
-    format = format_from_json(entry["format"]) if entry["format"] else None
     parts = {part: tensors.get(f"activation/{index}/{part}") for part in _QUANTIZER_PARTS}
-    return tuple(entry["edge"]), replace(ActivationQuantizer(entry["mode"], format), **parts)
+    return activation_from_json(entry, parts)
 
 
 def _without_storage(shape: list[int], dtype: str) -> Tensor:

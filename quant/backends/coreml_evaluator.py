@@ -29,6 +29,7 @@ from quant.backends import (  # noqa: F401 - they enter their operators
 from quant.backends._coreml_operators import OPERATORS
 from quant.backends._coreml_package import coremltools
 from quant.backends._coreml_states import Cell
+from quant.reading import readable
 
 # A constant given for one of these takes part in the computation as an array; others keep their Python type.
 _ARRAYS = {"x", "y", "a", "b", "cond", "indices", "input", "values"}
@@ -77,7 +78,8 @@ class Evaluator:
     """
 
     def __init__(self, package: Path | str, half: bool = False) -> None:
-        program = _read(Path(package))
+        with readable(f"{package} holds no readable program", "compile it again"):
+            program = _read(Path(package))
         if list(program.functions) != ["main"]:
             raise ValueError(
                 f"{package} holds the functions {', '.join(program.functions)}: only one, main, is evaluated."
@@ -92,8 +94,9 @@ class Evaluator:
         self._steps: list[_Step] = []
         operations = list(function.operations)
         _refuse_unknown(operations)
-        for operation in operations:
-            self._add(operation, half)
+        with readable(f"{package} holds a program that cannot be computed", "compile it again"):
+            for operation in operations:
+                self._add(operation, half)
         self._release_after_last_use()
 
     @torch.inference_mode()

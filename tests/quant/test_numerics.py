@@ -108,8 +108,7 @@ def test_twice_the_weights_have_the_same_codes_and_twice_the_scales(weight, form
     tensor, scaled = quantized(weight, format), quantized(weight * 2.0**power, format)
     normal = expand((tensor.scale > 2.0**-10) | (tensor.scale == 1), tensor.block, weight.shape).expand(weight.shape)
     assert torch.equal(scaled.codes[normal], tensor.codes[normal])
-    live = weight.abs().amax(1) > 1e-6
-    torch.testing.assert_close(scaled.dequantize()[live], tensor.dequantize()[live] * 2.0**power, rtol=1e-2, atol=1e-5)
+    assert torch.equal(scaled.dequantize()[normal], tensor.dequantize()[normal] * 2.0**power)
 
 
 @given(weights(), st.sampled_from(["int8_sym", "int4_sym", "int3_sym", "nf4", "mxfp4", "nvfp4", "e4m3"]))
@@ -217,7 +216,7 @@ def test_a_range_depends_on_the_values_not_on_their_order_and_holds_zero_or_them
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(flat)))
     low, high = range_of(flat, calibrator, format)
     assert (low, high) == range_of(flat[order], calibrator, format)
-    assert flat.min() <= low
+    assert min(flat.min().item(), 0) <= low
     assert low <= max(high.item(), 0)
     assert high <= max(flat.max().item(), 0) + 1e-6
 

@@ -23,7 +23,7 @@ BACKENDS = ("torch", "onnxruntime", "mlx", "coreml")
 SEEDS = range(5)
 WORDS = {
     "rtn": ("int8", "int4", "int4_g7", "int3_g16", "int2_g5", "int6_channel", "int4_sym", "int5_tensor"),
-    "palette_grouped": ("lut4", "lut3"),
+    "palette": ("lut4", "lut3"),
     "static": ("int8",),
     "dynamic": ("int8",),
 }
