@@ -27,7 +27,7 @@ outputs = run({"x": array})
   (`constexpr_blockwise_shift_scale`), scales of an axis (`constexpr_affine_dequantize`), sparse weights, and one inside
   another are decompressed once, when the program is read.
 - **Quantized activations.** `quantize` rounds ties to even and saturates at the ends of int8 or uint8; W8A8 programs
-  are computed in float between `dequantize` and the next `quantize`, which is exact while sums stay below 2²⁴.
+  are computed in float between `dequantize` and the next `quantize`.
 - **States.** A program that keeps a cache takes `state=run.make_state()`, zeros at first; each call goes on from there.
 - **One function.** A program of several functions, a pipeline, and image inputs are refused or not read.
 
