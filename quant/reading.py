@@ -47,6 +47,8 @@ def checked_graph(graph: Graph) -> Graph:
     _require(not unknown, f"the output {next(iter(unknown), None)!r} is made by no node")
     unknown = [name for name in graph.inputs if not isinstance(graph.shapes.get(name), list)]
     _require(not unknown, f"the input {next(iter(unknown), None)!r} has no shape")
+    unknown = [name for name, shape in graph.shapes.items() if not (shape is None or _is_shape(shape))]
+    _require(not unknown, f"the shape of {next(iter(unknown), None)!r} is none")
     _require(len(graph.dynamic_axes) == len(graph.inputs), "its inputs and their axes of variable size do not match")
     return graph
 
@@ -105,6 +107,10 @@ def _check_node(node: Node, made: Collection[str]) -> None:
             _require(plain and all(name.split(".")), f"{name!r} cannot be the name of a parameter")
         else:
             _require(name in made, f"the node {node.name!r} reads {name!r} before it is made")
+
+
+def _is_shape(shape: object) -> bool:
+    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
 
 
 def _is_word(name: object) -> bool:

@@ -201,6 +201,8 @@ def restored(
         ValueError: the parts do not fit each other.
     """
     scale = torch.ones((1,) * codes.ndim)
+    if len(block) != codes.ndim:
+        raise ValueError(f"blocks of {tuple(block)} do not divide codes of shape {tuple(codes.shape)}")
     if format.scale_dtype is not None:
         scale = parts["scale"].float() * parts.get("shared_scale", 1)
         expected = tuple(-(-size // within) for size, within in zip(codes.shape, block, strict=True))
