@@ -136,7 +136,7 @@ def _argmin(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
 
 @operator("argsort")
 def _argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return x.argsort(axis, descending=not ascending, stable=True).int()
+    return torch.argsort(x, dim=axis, descending=not ascending, stable=True).int()
 
 
 @operator("topk")

@@ -349,6 +349,8 @@ def _pad(x: Tensor, pad: Sizes, mode: str = "constant", constant_val: float = 0.
         return F.pad(x, padding, value=constant_val)
     while padding[-2:] == [0, 0]:
         padding = padding[:-2]
+    if not padding:
+        return x
     return F.pad(x, padding, mode={"reflect": "reflect", "replicate": "replicate"}[mode])
 
 
