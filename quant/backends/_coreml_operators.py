@@ -347,10 +347,8 @@ def _pad(x: Tensor, pad: Sizes, mode: str = "constant", constant_val: float = 0.
     padding = torch_padding(pad[::2], pad[1::2])
     if mode == "constant":
         return F.pad(x, padding, value=constant_val)
-    while padding[-2:] == [0, 0]:
+    while len(padding) > 2 * max(1, x.ndim - 2) and padding[-2:] == [0, 0]:
         padding = padding[:-2]
-    if not padding:
-        return x
     return F.pad(x, padding, mode={"reflect": "reflect", "replicate": "replicate"}[mode])
 
 
