@@ -204,6 +204,10 @@ def test_the_sign_flip_test_is_scipys_permutation_test():
     assert paired_p_value(differences) == pytest.approx(expected.pvalue)
 
 
+def test_a_drawn_p_value_counts_the_observed_signs_and_is_never_nothing():
+    assert paired_p_value(numpy.ones(40)) == pytest.approx(1 / 10_001, rel=1e-9)
+
+
 def test_the_sign_flip_test_counts_clusters():
     differences = -numpy.ones(40)
     assert paired_p_value(differences) < 0.001
