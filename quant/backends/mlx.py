@@ -38,6 +38,8 @@ EXECUTES = {
 REFUSES = {}
 NATIVE = {"native": {"int8": "mlx.core.quantize, groups of 64", "int4": "mlx.core.quantize, groups of 64"}}
 DYNAMIC_GRANULARITY = "token"
+WIDTHS = [2, 3, 4, 5, 6, 8]
+ZERO_POINT_BITS = 16
 
 
 def version() -> str:
