@@ -151,11 +151,9 @@ def _why(mixer: Mixer, choice: Choice, place: int) -> str:
     if np.isfinite(up).any():
         step = int(up.argmax())
         parts.append(f"{words[step]} would take {_bytes(-saved[step])} and remove {-100 * added[step]:.2g} %")
-    others = [
-        name for index, name in enumerate(mixer.offer.weights) if problem.unit_of[index] == unit and index != place
-    ]
-    if others:
-        parts.append(f"chooses with {', '.join(others)}")
+    joined = [mixer.offer.weights[index] for index in np.flatnonzero(problem.unit_of == unit) if index != place]
+    if joined:
+        parts.append(f"chooses with {', '.join(joined)}")
     return "; ".join(parts) or "nothing else is on offer"
 
 

@@ -18,6 +18,7 @@ from quant.methods.gptq import solve_layer
 from quant.mixed import greedy, least_error
 from quant.offers import WIDTHS, Layout, Offer, layouts_of, words_of
 from quant.progress import steps
+from quant.replaying import calibration_sha256
 from quant.scheme import Scheme
 from quant.sensitivity import CRITERIA, Sensitivity
 from quant.sequential import quantize_sequentially
@@ -38,6 +39,7 @@ METHODS = {
 }
 
 CRITERION = "sqnr"
+_LAST: dict[tuple, Sensitivity] = {}
 _CHOOSE = {"program": least_error, "greedy": greedy}
 
 
@@ -64,14 +66,19 @@ def quantize(
     if formats is not None:
         return in_formats(graph, scheme, calibration, formats)
     offer = Offer(graph, words_of(widths))
-    found = measured(offer, calibration, criterion)
+    found = _remembered(offer, calibration, criterion)
     problem = offer.problem(found.errors)
     chosen = _CHOOSE[choose](problem, offer.budget(scheme.bits_per_weight))
     quantized = in_formats(graph, scheme, calibration, offer.named(chosen))
     quantized.recipe.update(
         predicted_error=problem.total_error(chosen),
         predicted_bits=problem.total_cost(chosen),
-        sensitivity=found.as_dict(),
+        sensitivity={
+            "criterion": criterion,
+            "weights": list(found.weights),
+            "formats": list(found.formats),
+            "errors": [[float(f"{error:.4g}") for error in row] for row in found.errors],
+        },
     )
     return quantized
 
@@ -84,6 +91,15 @@ def measured(offer: Offer, calibration: Sequence[Batch], criterion: str = CRITER
     """
     errors = CRITERIA[criterion](offer.graph, rounding_errors(offer, calibration), calibration)
     return Sensitivity(criterion, offer.weights, offer.words, errors, offer.graph.weights_sha256)
+
+
+def _remembered(offer: Offer, calibration: Sequence[Batch], criterion: str) -> Sensitivity:
+    """Return the same, not measured anew where this process did so last: budgets of one model come one by one."""
+    key = (offer.graph.weights_sha256, offer.words, calibration_sha256(calibration), criterion)
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = measured(offer, calibration, criterion)
+    return _LAST[key]
 
 
 def rounding_errors(offer: Offer, calibration: Sequence[Batch]) -> dict[str, list[Tensor]]:
