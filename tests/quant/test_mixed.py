@@ -126,7 +126,7 @@ BUDGETS = [float(budget) for budget in range(2, 10)]
 
 
 def loop(needed, shown=0.0, verifications=2):
-    """Trials where budgets from ``needed`` on look good, and those from ``shown`` on are verified; and what was asked."""
+    """Trials where budgets from ``needed`` on look good, and hold from ``shown`` on; and what was asked."""
     asked = []
 
     def judge(budget):
