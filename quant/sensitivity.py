@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -241,12 +241,21 @@ def _log_likelihood(
     """Return the logarithms of the softmax [n, classes] and the weights that they can be differentiated by."""
     values = values or {name: graph.parameters[name] for name in changes}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    module = graph.module()
+    module = _reshaping(graph.module())
     # A weight may belong to another graph of the model alone.
     known = dict(module.named_parameters())
     reached = {name: leaf for name, leaf in leaves.items() if name in known}
     with torch.enable_grad():
         return _log_softmax(functional_call(module, reached, tuple(samples))[0]), leaves
+
+
+def _reshaping(module: fx.GraphModule) -> fx.GraphModule:
+    """Return the module with views as reshapes: values lie elsewhere in memory where another kernel made them."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    module.recompile()
+    return module
 
 
 def _inner_products(value: Tensor, leaves: dict[str, Tensor], changes: Changes) -> np.ndarray:

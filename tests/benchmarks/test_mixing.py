@@ -66,7 +66,8 @@ def test_a_budget_of_bits_makes_a_recipe_that_replays_bit_for_bit(run, cache):
 def test_bytes_are_foreseen_and_kept(run, mixer):
     choice = mixer.within_bits(4.5)
     size = mixer.make(choice).executable.size_bytes
-    assert choice.size == pytest.approx(size, rel=0.02)
+    # Beside its numbers a weight has names and shapes, which matter in a model of 40 kB alone.
+    assert choice.size == pytest.approx(size, abs=500 * len(mixer.offer.weights))
     status, _, _, recipe = run("--max-size", f"{size / 1e3 + 2:.3f}kB")
     assert status == 0
     assert recipe["size_bytes"] <= size + 2000

