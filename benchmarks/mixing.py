@@ -114,7 +114,7 @@ class Mixer:
     @cached_property
     def stored_bits(self) -> np.ndarray:
         """What the backend stores of each weight in each word: float64 [weights, words]."""
-        return self.offer.bits(self._widths, self.target.constant("ZERO_POINT_BITS"))
+        return self.offer.bits(self._widths, self.target.constant("GROUP_BITS"))
 
     @cached_property
     def by_size(self) -> Problem:

@@ -75,12 +75,12 @@ class Offer:
         groups = (dict.fromkeys(group.parameters) for group in linear_groups(self.graph, place))
         return tuple(tuple(place[name] for name in group) for group in groups if len(group) > 1)
 
-    def bits(self, widths: Sequence[int] = WIDTHS, zero_point_bits: int | None = None) -> np.ndarray:
+    def bits(self, widths: Sequence[int] = WIDTHS, group_bits: Mapping[int, int] | None = None) -> np.ndarray:
         """Return what the weights take: float64 [weights, words]; nothing where a word is not open to a weight.
 
         Args:
             widths: of codes that are stored without padding; others take the next wider one.
-            zero_point_bits: of a zero point; None where it is stored as the codes are.
+            group_bits: width -> what scale and zero point of an asymmetric group take, where it is not the table's.
         """
 
         def taken(name: str, word: str) -> float:
@@ -88,7 +88,7 @@ class Offer:
             if word not in self.layouts[name]:
                 return 0.0
             layout = self.layouts[name][word]
-            return 16.0 * prod(shape) if layout is None else _stored_bits(shape, *layout, widths, zero_point_bits)
+            return 16.0 * prod(shape) if layout is None else _stored_bits(shape, *layout, widths, group_bits)
 
         return np.array([[taken(name, word) for word in self.words] for name in self.weights])
 
@@ -143,9 +143,11 @@ def _stored_bits(
     format: NumberFormat,
     block: tuple[int, ...],
     widths: Sequence[int],
-    zero_point_bits: int | None,
+    group_bits: Mapping[int, int] | None,
 ) -> float:
     width = next((width for width in sorted(widths) if width >= format.bits), format.bits)
     scales = prod(-(-size // within) for size, within in zip(shape, block, strict=True))
-    zero_points = 0 if format.symmetric else scales * (zero_point_bits or width)
+    if group_bits and not format.symmetric:
+        return float(prod(shape) * width + scales * group_bits[width])
+    zero_points = 0 if format.symmetric else scales * width
     return float(prod(shape) * width + scales * format.scale_bits + zero_points)

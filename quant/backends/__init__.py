@@ -11,7 +11,7 @@ A backend's file starts with literal constants that are read without importing i
     TEMPLATE_PER_PRECISION  whether a float16 program needs a template of its own
     RUNS_ON   the one platform on which the runtime itself runs; elsewhere its artefacts are evaluated otherwise
     WIDTHS    bits of the integers it stores without padding; a weight of another width takes the next wider one
-    ZERO_POINT_BITS  of a zero point, where they are not those of the codes
+    GROUP_BITS  width -> bits that scale and zero point of an asymmetric group take; absent where they are the table's
     DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
 
 and holds the functions of :class:`Backend`. Backends read the tables and know nothing of methods.

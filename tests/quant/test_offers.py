@@ -40,9 +40,9 @@ def test_a_width_that_is_not_stored_takes_the_next_wider_one(graph):
     three, four, six, eight = offer.bits(widths=(2, 4, 8)).T
     np.testing.assert_array_equal(three, four)
     np.testing.assert_array_equal(six, eight)
-    with_wide_zero_points = offer.bits(zero_point_bits=16)
-    # 10 rows of one block of 24: a zero point each.
-    assert with_wide_zero_points[0, 0] - offer.bits()[0, 0] == 10 * (16 - 3)
+    wider = offer.bits(group_bits=dict.fromkeys((3, 4, 6, 8), 64))
+    # 10 rows of one block of 24: scale and zero point took 16 and 3 bits.
+    assert wider[0, 0] - offer.bits()[0, 0] == 10 * (64 - 16 - 3)
 
 
 def test_backends_say_the_widths_that_they_pack():
