@@ -3,7 +3,6 @@
 pytest benchmarks/test_program.py
 """
 
-import numpy as np
 import pytest
 
 LAYERS, CHOICES = 300, 6
@@ -16,6 +15,8 @@ BUDGETS = (3.1, 4.5, 6.7)
 @pytest.mark.parametrize("bits", BUDGETS)
 def test_program(benchmark, bits):
     """Solve for layers of many sizes and sensitivities, of which some choose together."""
+    import numpy as np
+
     from quant.mixed import Problem, least_error
 
     generator = np.random.default_rng(0)
