@@ -4,7 +4,7 @@ Everything here is read from the literal constants of the registries, so listing
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -45,9 +45,13 @@ class Case:
     def target(self) -> Target:
         return target(self.backend)
 
-    @property
+    @cached_property
     def method_entry(self) -> Method:
-        return method(self.method)
+        """The method; one that chooses formats has those alone to choose from that the backend stores as they are."""
+        found = method(self.method)
+        if not found.chooses:
+            return found
+        return replace(found, settings={**found.settings, "widths": self.target.constant("WIDTHS")})
 
     @property
     def baseline(self) -> "Case":

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks import judging, timing
 from benchmarks.answers import Answers, refuse_not_finite
 from benchmarks.matrix import Case
-from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
+from benchmarks.workshop import PARITY_SAMPLES, Artifact, Tables, Workshop
 from fixtures.model import Samples
 from reports.paired import Contributions
 from reports.record import SCHEMA, plain
@@ -45,6 +45,7 @@ class Measurement:
             "parity": self._parity(artifact, samples, after),
             "scores": judging.scores(outcomes, after, samples),
             **self._artifact_sections(artifact, baseline),
+            **_sensitivity(artifact.tables),
         }
 
     def time(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
@@ -157,6 +158,20 @@ class Measurement:
                 "reason": _NO_PEAK,
             },
         }
+
+
+def _sensitivity(tables: Tables | None) -> dict[str, object]:
+    """Return what each format would cost each weight, and what was chosen, where a method chose."""
+    recipe = tables.quantized.recipe if tables else {}
+    measured, formats = recipe.get("sensitivity"), recipe.get("formats")
+    if not measured:
+        return {}
+    words = list(measured["formats"])
+    layers = [
+        {"name": name, "format": formats[name], "error": errors[words.index(formats[name])], "errors": errors}
+        for name, errors in zip(measured["weights"], measured["errors"], strict=True)
+    ]
+    return {"sensitivity": {"criterion": measured["criterion"], "formats": words}, "layers": layers}
 
 
 def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions] | None:

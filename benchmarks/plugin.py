@@ -146,7 +146,7 @@ def _kind(item: pytest.Function) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without any selection only the core cases run; other kinds than inference only where they are asked for."""
     selected = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
-    cases = [item for item in items if is_case(item)]
+    cases = [item for item in items if is_case(item) or _kind(item) != "inference"]
     kept = [item for item in cases if _is_asked_for(item) and (selected or item.get_closest_marker("core"))]
     dropped = set(cases) - set(kept)
     if dropped:

@@ -155,7 +155,7 @@ class Workshop:
             self._progress(f"quantizing with {case.method}")
             batches = calibration_batches(calibration) if method.calibrates else []
             granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
-            made = quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress, training)
+            made = quantize(prepared.graph, method, case.bits, batches, granularity, self._progress, training)
             save(made, folder)
 
         entry = self.cache.entry("tables", key, build)
