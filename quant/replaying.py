@@ -140,10 +140,12 @@ def calibration_sha256(batches: Sequence[Batch]) -> str:
 
 
 def tables_sha256(quantized: QuantizedModel) -> str:
-    """Return the digest of a quantized model as it is saved."""
+    """Return the digest of a quantized model as it is saved, in whatever order its tables were filled."""
+    tables = ("weights", "floats", "activations")
+    ordered = {name: dict(sorted(getattr(quantized, name).items(), key=lambda entry: str(entry[0]))) for name in tables}
     digest = hashlib.sha256()
     with TemporaryDirectory() as folder:
-        save(quantized, folder)
+        save(replace(quantized, **ordered), folder)
         for file in sorted(Path(folder).iterdir()):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

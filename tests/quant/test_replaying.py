@@ -142,3 +142,10 @@ def test_what_is_no_recipe_is_refused_in_one_sentence(tmp_path, text, message):
 def test_a_recipe_of_a_later_format_is_refused(written):
     with pytest.raises(ValueError, match="has the format 2, which this version of the library cannot read"):
         read_recipe(written(format=2))
+
+
+def test_the_digest_is_that_of_the_tables_not_of_their_order(graph):
+    quantized = quant.quantize(graph, "dynamic", "int8")
+    turned = {name: dict(reversed(getattr(quantized, name).items())) for name in ("weights", "activations")}
+    assert len(turned["weights"]) > 1
+    assert tables_sha256(replace(quantized, **turned)) == tables_sha256(quantized)
