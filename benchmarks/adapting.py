@@ -49,8 +49,8 @@ class AdaptiveMeasurement(Measurement):
         else:
             reason = self._time_stream(artifact.executable, baseline, samples)
         if reason:
-            unknown = dict.fromkeys(("expected_seconds", "worst_seconds"))
-            self._sections["adaptive"] |= unknown | {"reason": self._sections["adaptive"].get("reason", reason)}
+            unknown = {"expected_seconds": None, "worst_seconds": None, "reason": reason}
+            self._sections["adaptive"] = unknown | self._sections["adaptive"]
 
     def memory(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
         """Say where the memory of its models is measured."""

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from fixtures.model import Samples
 from quant.ladder import Clock, Ladder, Response
 
-PHASES = (("calm", 0.4), ("busy", 0.7), ("calm", 0.4), ("rush", 0.8), ("calm", 0.4))
+PHASES = (("calm", 0.25), ("busy", 0.6), ("calm", 0.25), ("rush", 0.75), ("calm", 0.25))
 """Loads, as shares of what the widest precision could answer; of what the narrowest could in a rush."""
 
 

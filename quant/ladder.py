@@ -6,8 +6,8 @@ A ladder holds executables of one model, from the widest precision to the narrow
   measured on the rung above then counts no more.
 - It goes up when a whole window of responses was well within the target and the wider one is expected to stay within
   it too. Its calls are expected to take as much longer than those of the current one as they did side by side, in the
-  beginning; and waiting grows with the square of that, over the share of time left idle, as in a queue with constant
-  service (Pollaczek 1930; Khinchine 1932).
+  beginning; and requests to wait as long as in a queue of random arrivals and constant service, whose waits have an
+  exponential tail (Kingman 1961), or longer if they do so now.
 - An ascent that has to be taken back makes the next one wait for twice as many windows.
 """
 
@@ -117,6 +117,8 @@ class Controller:
         """
         self._window.append(response)
         self._since += 1
+        if len(self._window) == 1:
+            return  # a single one tells nothing
         if _p99([response.latency for response in self._window]) > NEAR * self._target:
             self._descend()
         elif self._since >= WINDOW * self._wait:
@@ -158,8 +160,17 @@ def expected(responses: Sequence[Response], slower: float) -> tuple[float, float
     if busy * slower >= 1:
         return math.inf, busy * slower
     waits = _p99([response.started - response.arrived for response in responses])
-    wait = waits * slower**2 * (1 - busy) / (1 - busy * slower)
+    wait = _tail(slower * service, slower * busy) * max(1.0, waits / _tail(service, busy))
     return wait + slower * _p99([response.service for response in responses]), busy * slower
+
+
+def _tail(service: float, busy: float) -> float:
+    """Return the wait that one in a hundred random arrivals exceeds where calls take ``service`` seconds each.
+
+    Those that find the queue busy wait for ``service / (2 * (1 - busy))`` on average. It is approximate, and on the
+    safe side where the queue is seldom busy.
+    """
+    return service / (2 * (1 - busy)) * math.log(max(math.e, 100 * busy))
 
 
 def _p99(seconds: Sequence[float]) -> float:

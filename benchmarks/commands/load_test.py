@@ -5,10 +5,10 @@ A ladder of precisions answers them one at a time, and goes down or up by what t
 on. The table shows, for every few seconds, the load, who answered, the 99th percentile of the latency, the share within
 the target, and what was lost against the widest precision on the very samples that were asked.
 
-  python -m benchmarks load_test minilm --target 120ms
+  python -m benchmarks load_test minilm --target 150ms
   python -m benchmarks load_test reviews_lstm --target 50ms --seconds 30 --rung float-fp32 --rung dynamic-int8
 
-Choose a target of a few times a call of the widest precision: requests wait for one another even on a calm machine.
+Choose a target of six times a call of the widest precision or so: requests wait for one another even on a calm machine.
 
 Exit status: 0 where 99 % of all requests were answered within the target, 1 where not, 4 for input that cannot be used.
 """
@@ -37,7 +37,7 @@ _RUNGS = ("float-fp32", "dynamic-int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model of the zoo by its name, or the file of your own")
     parser.add_argument(
-        "--target", required=True, metavar="TIME", help="what 99 %% of the requests may take at most, such as 120ms"
+        "--target", required=True, metavar="TIME", help="what 99 %% of the requests may take at most, such as 150ms"
     )
     parser.add_argument(
         "--rung",
@@ -115,17 +115,17 @@ def _artifacts(options: argparse.Namespace, workshop: "Workshop") -> "list[Artif
     from benchmarks.own import model_named
     from quant.registry import missing
 
-    name, found = model_named(options.model), []
+    name = model_named(options.model)
     absent = missing(model_entry(name).constants["PACKAGES"])
     if absent:
         raise CommandError(f"{name} needs packages that are not installed: {absent}")
+    cases = []
     for text in options.rung or _RUNGS:
         method, _, bits = text.partition("-")
-        case = Case(name, method, bits, options.backend)
-        _refuse(case, text)
-        calibration = workshop.calibration(name)
-        found.append(workshop.compile(case, workshop.quantize(case, calibration), calibration))
-    return found
+        cases.append(Case(name, method, bits, options.backend))
+        _refuse(cases[-1], text)
+    calibration = workshop.calibration(name)
+    return [workshop.compile(case, workshop.quantize(case, calibration), calibration) for case in cases]
 
 
 def _refuse(case: object, text: str) -> None:
