@@ -91,6 +91,8 @@ def _tested(options: argparse.Namespace, workshop: "Workshop", lines: "Lines") -
     slowest, fastest = ladder.services[0], ladder.services[-1]
     rates = [share / (fastest if phase == "rush" else slowest) for phase, share in serving.PHASES]
     times = serving.arrivals(rates, seconds)
+    if not len(times):
+        raise CommandError(f"--seconds {options.seconds} is over before the first request arrives: give more.")
     lines.result(f"{len(times)} requests in {len(rates)} phases of {options.seconds}")
 
     def report(served: serving.Served) -> None:
