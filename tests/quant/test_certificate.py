@@ -39,7 +39,7 @@ def test_the_threshold_is_that_of_a_search_through_all_of_them(seed):
         assert found.escalated == pytest.approx((sureness < found.threshold).mean())
 
 
-@pytest.mark.parametrize(("limit", "n"), product((0.01, 0.05, 0.2), (1, 20, 299, 1000)))
+@pytest.mark.parametrize(("limit", "n"), list(product((0.01, 0.05, 0.2), (1, 20, 299, 1000))))
 def test_the_exact_loss_is_where_the_binomial_tail_ends(limit, n):
     highest = highest_loss(n, limit, 0.95, exact=True)
     most = round(highest * n)
