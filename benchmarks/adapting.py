@@ -110,13 +110,14 @@ def _evaluated(found: Decisions, certificate: Certificate, samples: Samples) -> 
     before, after = (_by_sample(found, values) for values in (found.stronger_right, right))
     paired = change(before, after, samples.clusters[: len(after)])
     unsure = ~(found.sureness >= certificate.threshold)
-    return {
+    section = {
         "answers": len(found),
         "escalated": unsure.mean(),
         "difference": paired.after - paired.before,
         "ci95": paired.interval[:2] if paired.interval else None,
         "sureness": "margin",
     }
+    return section if paired.interval else {**section, "reason": "a single source has no interval"}
 
 
 def _by_sample(found: Decisions, right: np.ndarray) -> Contributions:

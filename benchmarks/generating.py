@@ -161,12 +161,13 @@ class GenerationMeasurement(Measurement):
         baseline, floats = decoders.baseline(self.case)
         artifact = decoders.compile(self.case, tables)
         self._judge_steps(decoders, artifact, floats)
+        escalated = _escalated(artifact)
         self._sections |= {
             "accuracy": _NO_METRIC,
             "memory": _NO_MEMORY,
             **self._artifact_sections(artifact, baseline),
         }
-        self._time_steps(decoders, artifact, baseline)
+        self._time_steps(decoders, artifact, baseline, escalated)
 
     def _judge_steps(self, decoders: Decoders, artifact: Artifact, floats: Continuation) -> None:
         model, prompts = self._workshop.model(self.case.model), decoders.prompts(self.case.model)
@@ -187,7 +188,9 @@ class GenerationMeasurement(Measurement):
             "scores": judging.scores(outcomes, after, prompts),
         }
 
-    def _time_steps(self, decoders: Decoders, artifact: Artifact, baseline: Artifact) -> None:
+    def _time_steps(
+        self, decoders: Decoders, artifact: Artifact, baseline: Artifact, escalated: dict[str, float]
+    ) -> None:
         generation, prompt = decoders.generation(self.case.model), decoders.prompts(self.case.model).inputs[0][:1]
         text = read(artifact.executable, prompt, generation.cache)
         for _ in range(generation.new_tokens):
@@ -200,7 +203,7 @@ class GenerationMeasurement(Measurement):
                 "prompt_tokens": prompt.shape[1],
                 "new_tokens": generation.new_tokens,
                 "cache_bytes": text.cache_bytes,
-                "escalated": _escalated(artifact),
+                **escalated,
             },
         }
 
@@ -225,9 +228,9 @@ class GenerationMeasurement(Measurement):
         return _with_rate(timing.speed(read_times), prompt.shape[1]), _with_rate(timing.speed(times), 1)
 
 
-def _escalated(artifact: Artifact) -> float | None:
-    """Return the share of tokens that the stronger model of a cascade gave."""
-    return artifact.executable.escalated / artifact.executable.asked if artifact.parts else None
+def _escalated(artifact: Artifact) -> dict[str, float]:
+    """Return, of a cascade, the share of the tokens asked of it so far that its stronger model gave."""
+    return {"escalated": artifact.executable.escalated / artifact.executable.asked} if artifact.parts else {}
 
 
 def _reading(executable: Executable, prompt: np.ndarray, generation: Generation) -> timing.Call:

@@ -48,8 +48,9 @@ def serve(
     for position, arrival in enumerate(start + times):
         sample = position % len(samples)
         inputs = samples.between(sample, sample + 1).inputs
-        if clock() < arrival:
-            sleep(arrival - clock())
+        early = arrival - clock()
+        if early > 0:
+            sleep(early)
         _, response = ladder.answer(arrival, *inputs)
         found.append(Served(response, sample))
         report(found[-1])
