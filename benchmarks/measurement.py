@@ -160,11 +160,6 @@ class Measurement:
         }
 
 
-def no_tables(artifact: Artifact) -> str:
-    """Return why an artefact has no tables."""
-    return _NO_OWN_TABLES if artifact.parts else _NO_TABLES
-
-
 def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions] | None:
     """Return what both add to the metric on the samples they share, where the workshop computed it."""
     own = [answer.contributions for answer in answers]
@@ -172,3 +167,8 @@ def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions
         return None
     common = min(map(len, own))
     return own[0].first(common), own[1].first(common)
+
+
+def no_tables(artifact: Artifact) -> str:
+    """Return why an artefact has no tables."""
+    return _NO_OWN_TABLES if artifact.parts else _NO_TABLES
