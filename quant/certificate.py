@@ -77,7 +77,7 @@ def certify(
     if not len(holds):
         return Certificate(math.inf, limit, confidence, len(sizes), 0.0, 1.0)
     last = holds[-1]
-    escalated = 1 - (last + 1) / len(sureness)
+    escalated = 1 - int(last + 1) / len(sureness)
     return Certificate(float(descending[last]), limit, confidence, len(sizes), float(losses[last]), escalated)
 
 

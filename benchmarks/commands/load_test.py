@@ -6,7 +6,7 @@ on. The table shows, for every few seconds, the load, who answered, the 99th per
 the target, and what was lost against the widest precision on the very samples that were asked.
 
   python -m benchmarks load_test minilm --target 150ms
-  python -m benchmarks load_test reviews_lstm --target 50ms --seconds 30 --rung float-fp32 --rung dynamic-int8
+  python -m benchmarks load_test reviews_lstm --target 50ms --seconds 30s --rung float-fp32 --rung dynamic-int8
 
 Choose a target of six times a call of the widest precision or so: requests wait for one another even on a calm machine.
 
