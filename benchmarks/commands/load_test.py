@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _tested(options: argparse.Namespace, workshop: "Workshop", lines: "Lines") -> int:
     from benchmarks import serving
+    from benchmarks.load import Watch
     from quant.ladder import Ladder
     from reports.requirements import parse_time
 
@@ -98,7 +99,9 @@ def _tested(options: argparse.Namespace, workshop: "Workshop", lines: "Lines") -
     def report(served: serving.Served) -> None:
         lines.progress(f"answered by {names[served.response.rung]} in {1000 * served.response.latency:.0f} ms")
 
+    watch = Watch(workshop.settings.threads)
     served = serving.serve(ladder, times, samples, report)
+    load = watch.read()
     lines.done()
     start = served[0].response.arrived - times[0]
     print(serving.table(served, names, target, lost, seconds / 2, start))
@@ -107,6 +110,8 @@ def _tested(options: argparse.Namespace, workshop: "Workshop", lines: "Lines") -
     for name, service, losses in zip(names, ladder.services, lost, strict=True):
         alone = serving.within(serving.latencies_alone(times, service), target)
         print(f"{name} alone: {100 * alone:.1f} %, reckoned from its calls, losing {100 * losses.mean():.2f} points.")
+    if load.too_high:
+        print(f"Other programs kept {load.others:.1f} cores busy meanwhile, which tells in the latencies.")
     return 0 if held >= 0.99 else 1
 
 

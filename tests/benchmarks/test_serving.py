@@ -3,6 +3,7 @@ import pytest
 
 from benchmarks import serving
 from benchmarks.__main__ import main
+from benchmarks.load import Load
 from benchmarks.serving import Served
 from fixtures.model import Samples
 from quant.ladder import Ladder, Response
@@ -84,6 +85,16 @@ def test_a_load_test_of_a_real_model(tmp_path, capsys, monkeypatch):
     assert "float-fp32 100 %" in shown
     assert "100.0 % of" in shown
     assert "float-fp32 alone" in shown
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("others", "told"), [(1.9, True), (0.0, False)])
+def test_a_load_test_on_a_busy_machine_says_so(others, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.serving.PHASES", (("calm", 0.02),))
+    monkeypatch.setattr("benchmarks.load.Watch.read", lambda watch: Load(others, free=1, stolen=0.0, seconds=1.0))
+    command = ["load_test", "digits", "--target", "1s", "--rung", "float-fp32", "--seconds", "1s", "--samples", "20"]
+    main([*command, "--cache-dir", str(tmp_path)])
+    assert ("Other programs kept 1.9 cores busy" in capsys.readouterr().out) == told
 
 
 @pytest.mark.usefixtures("quick")
