@@ -59,6 +59,11 @@ class Case:
         return Case(self.model, "float", "fp32", self.backend)
 
     @property
+    def first(self) -> "Case":
+        """The case whose tables answer first in a cascade; any other case itself."""
+        return replace(self, method=self.method_entry.first) if self.method_entry.first else self
+
+    @property
     def core(self) -> bool:
         """Whether a run without any selection includes the case."""
         return bool(model(self.model).constants.get("CORE")) and self.bits in self.method_entry.core
@@ -154,7 +159,7 @@ def generators() -> tuple[Case, ...]:
 
 
 def _has_tables(entry: Method) -> bool:
-    return not entry.native and not entry.trains and entry.family != "float"
+    return entry.has_tables and not entry.trains and entry.family != "float"
 
 
 def _combinations() -> Iterator[Case]:

@@ -26,8 +26,9 @@ class Method:
     """One method of the matrix.
 
     ``core`` holds the bits words that a run without any selection includes. ``native`` methods are a backend's own and
-    have no tables. Methods that ``train`` take what a model is trained on, :class:`quant.training.Training`, and where
-    there is nothing of the kind learn from the float model's outputs on the calibration data.
+    have no tables; nor have cascades, whose tables are those of the method that answers ``first``. Methods that
+    ``train`` take what a model is trained on, :class:`quant.training.Training`, and where there is nothing of the kind
+    learn from the float model's outputs on the calibration data.
     """
 
     name: str
@@ -38,12 +39,18 @@ class Method:
     calibrates: bool = False
     trains: bool = False
     native: bool = False
+    first: str | None = None
     settings: dict[str, object] = field(default_factory=dict)
 
     @property
     def chooses(self) -> bool:
         """Whether it chooses formats within a number of bits per weight."""
         return any(bits_per_weight(word) is not None for word in self.bits)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether it makes tables of its own."""
+        return not self.native and self.first is None
 
 
 @functools.cache
@@ -88,6 +95,10 @@ def quantize(
     chosen = method if isinstance(method, Method) else find(methods(), method, "method")
     if chosen.native:
         raise ValueError(f"{chosen.name!r} is a runtime's own quantizer: use compile_native() of a backend.")
+    if chosen.first:
+        raise ValueError(
+            f"{chosen.name!r} is a cascade of two models: quantize with {chosen.first!r}, and use quant.adaptive."
+        )
     from quant.execution import one_thread
 
     scheme = parse(bits, chosen.family, dynamic_granularity)

@@ -470,6 +470,7 @@ def test_a_missing_package_skips_with_the_command_that_adds_it(suite):
         pytest.param(["--eval-samples", "0"], "--eval-samples", id="no samples"),
         pytest.param(["--time-budget", "nan"], "--time-budget", id="no budget"),
         pytest.param(["--case-seconds=-1"], "--case-seconds", id="negative cap"),
+        pytest.param(["--max-drop", "1%"], "a number of points such as 1pp", id="a drop that is no points"),
     ],
 )
 def test_a_bad_option_is_a_usage_error_in_one_sentence(suite, arguments, named):
