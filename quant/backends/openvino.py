@@ -59,6 +59,7 @@ NATIVE = {
     "native_dynamic": {"int8": "nncf.compress_weights, INT8_SYM, with inputs rounded in groups of 32"},
 }
 NATIVE_REQUIRES = {"nncf": "pip install nncf"}
+WIDTHS = [4, 8]
 _WORK = "work.json"
 _NATIVE_MODEL = "model.xml"
 _NATIVE_INPUT_GROUP = 32  # as OpenVINO has it unless told otherwise
