@@ -84,7 +84,7 @@ class Splicer:
         if quantizer.input_scale is not None:
             scale = self.editor.constant(f"{name}/input_scale", quantizer.input_scale.numpy())
             source = self.editor.add("Mul", [value, scale], name=f"{name}/scaled")
-            source.shape = value.shape
+            source.shape, source.type = value.shape, value.type
         if quantizer.mode == "static":
             source = self._quantize(quantizer, source, name)
             self.static |= dict.fromkeys(edges, quantizer)

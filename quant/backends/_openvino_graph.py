@@ -12,6 +12,14 @@ from quant.graph import QuantizedModel
 from quant.nodes import weights_of
 
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "LSTM", "MatMul")
+_PRODUCTS = {
+    "Convolution",
+    "ConvolutionBackpropData",
+    "GroupConvolution",
+    "GroupConvolutionBackpropData",
+    "LSTMSequence",
+    "MatMul",
+}
 _KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "LSTMSequence", "MatMul", "RNNSeq"}
 _QUANTIZED_TYPES = {"i4", "i8", "u4", "u8"}
 _REARRANGING = {"Concat", "Convert", "Multiply", "Reshape", "Slice", "Subtract", "Transpose", "Unsqueeze"}
@@ -77,7 +85,7 @@ def measure(compiled: openvino.CompiledModel, work: Work) -> dict[str, object]:
     for node in compiled.get_runtime_model().get_ops():
         if _fact(node, "layerType") in _KERNELS:
             fused = _fact(node, "originalLayersNames").split(",")
-            kernels |= dict.fromkeys((part.partition("/")[0] for part in fused), node)
+            kernels |= dict.fromkeys((_own_name(part) for part in fused), node)
     made = {name: _first(kernels, names) for name, names in work.known_as.items() if name not in work.rounded}
     native = {name for name, kernel in made.items() if kernel is not None and _reads_quantized(kernel)}
     simulated = set(work.quantized) - native
@@ -93,6 +101,11 @@ def _first(nodes: Mapping[str, openvino.Node], names: Sequence[str]) -> openvino
     return next((nodes[name] for name in names if name in nodes), None)
 
 
+def _own_name(name: str) -> str:
+    """Return the name of an ONNX node or value without what OpenVINO adds to it."""
+    return name.partition("/")[0]
+
+
 def _reads_quantized(kernel: openvino.Node) -> bool:
     return _fact(kernel, "runtimePrecision").lower() in _QUANTIZED_TYPES
 
@@ -105,7 +118,8 @@ def _fact(node: openvino.Node, name: str) -> str:
 
 def quantized_by_nncf(model: openvino.Model, work: Work) -> list[str]:
     """Return the operators of a model that NNCF quantized whose weights are fake-quantized or stored in few bits."""
-    by_name = {node.get_friendly_name(): node for node in model.get_ops()}
+    products = [node for node in model.get_ops() if node.get_type_name() in _PRODUCTS]
+    by_name = {_own_name(node.get_friendly_name()): node for node in products}
     made = {name: _first(by_name, names) for name, names in work.known_as.items()}
     return [name for name, node in made.items() if node is not None and _has_quantized_weight(node)]
 

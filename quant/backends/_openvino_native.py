@@ -52,13 +52,16 @@ def quantize(method: str, bits: str, model: openvino.Model, calibration: Sequenc
 
 
 def _has_attention(model: openvino.Model) -> bool:
-    """Whether a product follows a softmax."""
+    """Whether the model has attention: as one operator, or as a product that follows a softmax."""
     return any(
-        user.get_node().get_type_name() == "MatMul"
+        node.get_type_name() == "ScaledDotProductAttention"
+        or (node.get_type_name() == "Softmax" and "MatMul" in _users(node))
         for node in model.get_ops()
-        if node.get_type_name() == "Softmax"
-        for user in node.output(0).get_target_inputs()
     )
+
+
+def _users(node: openvino.Node) -> set[str]:
+    return {user.get_node().get_type_name() for user in node.output(0).get_target_inputs()}
 
 
 @contextlib.contextmanager
