@@ -47,11 +47,11 @@ def quantize(method: str, bits: str, model: openvino.Model, calibration: Sequenc
             model,
             nncf.Dataset(samples),
             subset_size=len(samples),
-            model_type=nncf.ModelType.TRANSFORMER if _has_attention(model) else None,
+            model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
         )
 
 
-def _has_attention(model: openvino.Model) -> bool:
+def has_attention(model: openvino.Model) -> bool:
     """Whether the model has attention: as one operator, or as a product that follows a softmax."""
     return any(
         node.get_type_name() == "ScaledDotProductAttention"

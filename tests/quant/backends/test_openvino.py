@@ -1,10 +1,12 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-pytest.importorskip("openvino", reason="pip install openvino")
+convert_model = pytest.importorskip("openvino", reason="pip install openvino").convert_model
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -46,6 +48,22 @@ class Image(nn.Module):
         x = F.hardtanh(self.stem(image), 0, 6)
         x = x + self.pointwise(F.hardtanh(self.depthwise(x), 0, 6))
         return self.head(F.relu(self.up(x)).mean((2, 3)))
+
+
+class Mixing(nn.Module):
+    """Attention, as one operator or as products around a softmax; or a softmax that no product follows."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.projection = kind, nn.Linear(32, 96)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.projection(x)[:, None].chunk(3, -1)
+        if self.kind == "operator":
+            return F.scaled_dot_product_attention(query, key, value)
+        if self.kind == "products":
+            return (query @ key.transpose(-1, -2)).softmax(-1) @ value
+        return (query + key).softmax(-1) * value
 
 
 class Workbench:
@@ -159,22 +177,32 @@ def test_what_no_kernel_rounds_is_simulated(text):
 
 
 @pytest.mark.parametrize(
-    ("method", "bits", "largest"),
+    ("bench", "method", "bits", "largest", "native"),
     [
-        ("native", "int8", 0.05),
-        ("native", "int4", 0.3),
-        ("native_dynamic", "int8", 0.1),
-        ("native_static", "int8", 0.2),
+        ("text", "native", "int8", 0.05, 1),
+        ("text", "native", "int4", 0.3, 1),
+        ("text", "native_dynamic", "int8", 0.1, 1),
+        ("text", "native_static", "int8", 0.2, 1),
+        ("picture", "native_static", "int8", 0.1, 0.5),
     ],
 )
-def test_nncf_quantizes_to_native_kernels(text, method, bits, largest, capfd):
+def test_nncf_quantizes_to_native_kernels(request, bench, method, bits, largest, native, capfd):
     pytest.importorskip("nncf")
-    executable = text.native(method, bits)
+    bench = request.getfixturevalue(bench)
+    executable = bench.native(method, bits)
     with torch.inference_mode():
-        expected = text.graph.module()(text.example)[0].numpy()
-    assert 0 < error(executable(text.example.numpy())[0], expected) < largest
-    assert executable.coverage()["operators_native"] > 0.9
+        expected = bench.graph.module()(bench.example)[0].numpy()
+    assert 0 < error(executable(bench.example.numpy())[0], expected) < largest
+    assert executable.coverage()["operators_native"] > 0.9 * native
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("kind", "present"), [("operator", True), ("products", True), ("gate", False)])
+def test_nncf_is_told_of_attention(kind, present, tmp_path):
+    pytest.importorskip("nncf")
+    native = importlib.import_module("quant.backends._openvino_native")
+    bench = Workbench(Mixing(kind), torch.randn(4, 5, 32), None, tmp_path)
+    assert native.has_attention(convert_model(bench.template / "model.onnx")) == present
 
 
 def test_static_quantization_needs_calibration_data(text, tmp_path):
