@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-convert_model = pytest.importorskip("openvino", reason="pip install openvino").convert_model
+pytest.importorskip("openvino", reason="pip install openvino")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -200,9 +200,9 @@ def test_nncf_quantizes_to_native_kernels(request, bench, method, bits, largest,
 @pytest.mark.parametrize(("kind", "present"), [("operator", True), ("products", True), ("gate", False)])
 def test_nncf_is_told_of_attention(kind, present, tmp_path):
     pytest.importorskip("nncf")
-    native = importlib.import_module("quant.backends._openvino_native")
+    runtime, native = map(importlib.import_module, ("openvino", "quant.backends._openvino_native"))
     bench = Workbench(Mixing(kind), torch.randn(4, 5, 32), None, tmp_path)
-    assert native.has_attention(convert_model(bench.template / "model.onnx")) == present
+    assert native.has_attention(runtime.convert_model(bench.template / "model.onnx")) == present
 
 
 def test_static_quantization_needs_calibration_data(text, tmp_path):
