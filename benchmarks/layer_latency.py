@@ -1,0 +1,207 @@
+"""The latency model of a model on a backend: each of its operators timed alone, in every format, and the whole model.
+
+Operators that do the same are timed once; those that read one value are timed together, because its conversion is
+shared. Formats are timed in turns, in one process, and the model as a whole in the same way; to its times the
+operators' are fitted. What an operator is in a format is taken from the tables of a case, scales on inputs and all.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+import quant
+from benchmarks.load import Watch
+from benchmarks.matrix import Case
+from benchmarks.timing import TOO_BUSY, Call, seconds_of
+from benchmarks.workshop import Artifact, Workshop, calibration_batches
+from fixtures.cache import source_digest
+from quant import hardware, latency
+from quant.cutting import cut, record, signature, values_read, written_in_integers
+from quant.execution import one_thread
+from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
+from quant.latency import Latency, Unit
+from quant.methods.mixed_static import FORMATS, Ranked, ranked
+from quant.nodes import Node
+from quant.progress import reporting
+from quant.replaying import environment
+
+SECONDS = 1.0
+"""How long an operator is timed in all formats together, if a few rounds fit."""
+FEWEST_ROUNDS = 8
+MOST_ROUNDS = 200
+_WHOLE = 4
+"""So many times as long is the whole model timed."""
+
+
+def mixed_within(workshop: Workshop, name: str, backend: str, max_latency: float) -> QuantizedModel:
+    """Return a model in W8A8 with the operators left wide that a call of ``max_latency`` seconds has time for.
+
+    Raises:
+        ValueError: it takes longer with all operators in 8 bits, or its time cannot be taken here.
+    """
+    measured = measure_static(workshop, name, backend)
+    return rank(workshop, name).chosen(measured, max_latency)
+
+
+def measure_static(workshop: Workshop, name: str, backend: str) -> Latency:
+    """Return the latency model of W8A8 against float."""
+    methods = dict(zip(FORMATS, ("smoothquant", "float"), strict=True))
+    return measure(workshop, [Case(name, method, bits, backend) for bits, method in methods.items()])
+
+
+def rank(workshop: Workshop, name: str) -> Ranked:
+    """Return a model in W8A8 with what each of its operators costs the output."""
+    batches = calibration_batches(workshop.calibration(name))
+    with one_thread(), reporting("mixed_static", workshop.report):
+        return ranked(workshop.prepare(name).graph, quant.parse("int8", "static"), batches)
+
+
+def measure(workshop: Workshop, cases: Sequence[Case]) -> Latency:
+    """Return the latency model of what the ``cases`` hold: one model on one backend, in the format of each case.
+
+    Times once taken on this machine are kept.
+
+    Raises:
+        ValueError: the backend does not run here, or other programs leave too few cores.
+    """
+    target, settings, model = cases[0].target, workshop.settings, cases[0].model
+    calibration = workshop.calibration(model)
+    artifacts = [workshop.compile(case, workshop.quantize(case, calibration), calibration) for case in cases]
+    reason = artifacts[0].executable.untimed_reason
+    if reason:
+        raise ValueError(f"no time of {target.name} can be taken: {reason}")
+    conditions = {
+        "processor": hardware.processor().name,
+        "runtime": target.load().version(),
+        "threads": str(settings.threads),
+        "batch": str(settings.batch),
+    }
+    key = {
+        "artifacts": [artifact.entry.digest for artifact in artifacts],
+        "data": calibration.first(settings.batch).digest,
+        "conditions": conditions,
+        "machine": environment(),
+        "source": source_digest("benchmarks.layer_latency"),
+    }
+
+    def build(folder: Path) -> None:
+        _Measurement(workshop, artifacts).run(conditions).save(folder / "latency.json")
+
+    entry = workshop.cache.entry("latencies", key, build)
+    return latency.load(entry.path / "latency.json", workshop.prepare(model).graph)
+
+
+def medians(calls: Sequence[Call], seconds: float, threads: int) -> np.ndarray:
+    """Return float64 [calls], the median seconds of each, taken in turns for about so many seconds.
+
+    Raises:
+        ValueError: other programs left too few cores, twice.
+    """
+    for call in calls:
+        call()
+    per_round = 2 * sum(map(seconds_of, calls))
+    rounds = max(FEWEST_ROUNDS, int(min(MOST_ROUNDS, seconds / max(per_round, 1e-9))))
+    for _ in range(2):
+        watch, taken = Watch(threads), np.empty((rounds, len(calls)))
+        for number in range(rounds):
+            for position in range(len(calls))[:: 1 if number % 2 == 0 else -1]:
+                taken[number, position] = seconds_of(calls[position])
+        if not watch.read().too_high:
+            return np.median(taken, axis=0)
+    raise ValueError(f"operators were {TOO_BUSY}.")
+
+
+class _Measurement:
+    """Times the operators of a model in the tables of several artefacts of it."""
+
+    def __init__(self, workshop: Workshop, artifacts: Sequence[Artifact]) -> None:
+        self._workshop, self._artifacts, self._case = workshop, artifacts, artifacts[0].case
+        self._tables = [artifact.tables.quantized for artifact in artifacts]
+        self._units = latency.units(max(self._tables, key=lambda tables: len(tables.weights)))
+        self._writing = [written_in_integers(tables) for tables in self._tables]
+        self._graph: FloatGraph = workshop.prepare(self._case.model).graph
+        self._inputs = workshop.first_batch(workshop.calibration(self._case.model))
+        read = {name for unit in self._units for node in unit.nodes for name in values_read(node)}
+        self._examples = record(self._graph, self._graph.examples["forward"], read.union(*self._writing))
+        self._known: dict[str, np.ndarray] = {}
+
+    def run(self, conditions: dict[str, str]) -> Latency:
+        narrow = np.array([bool(tables.activations) for tables in self._tables])
+        operators, converting = [], []
+        for position, unit in enumerate(self._units):
+            self._workshop.report(f"timing operators on {self._case.backend}: {position + 1} of {len(self._units)}")
+            written = [node.name for node in unit.nodes if any(node.name in writing for writing in self._writing)]
+            readers = [{name: writing.get(name) for name in written} for writing in self._writing]
+            taken, conversion = self._seconds(unit.nodes, readers), 0.0
+            if unit.makers:
+                conversion = self._conversion(unit.value, [_read_through(tables, unit) for tables in self._tables])
+            writes = sum(self._conversion(name, [of[name] for of in readers]) for name in written)
+            taken = np.maximum(taken - narrow * (conversion + writes), 0)
+            operators.append(np.outer(_shares(self._graph, unit), taken))
+            converting.append(conversion)
+        names, seconds, conversions = latency.assembled(self._units, operators, converting, narrow)
+        factors, rest = latency.fitted(seconds.sum(0), self._whole())
+        grown = float(factors[narrow].mean()) if narrow.any() else 1.0
+        return Latency(
+            self._case.backend,
+            conditions,
+            names,
+            tuple(artifact.case.bits for artifact in self._artifacts),
+            seconds * factors,
+            tuple((maker, reader, cost * grown) for maker, reader, cost in conversions),
+            rest,
+            self._graph.weights_sha256,
+        )
+
+    def _whole(self) -> np.ndarray:
+        self._workshop.report(f"timing the whole model on {self._case.backend}")
+        calls = [lambda one=one: one.executable(*self._inputs) for one in self._artifacts]
+        return medians(calls, _WHOLE * SECONDS, self._workshop.settings.threads)
+
+    def _conversion(self, value: str, quantizers: Sequence[ActivationQuantizer | None]) -> float:
+        """Return the seconds of quantizing a value, taken as half of those of quantizing and dequantizing it."""
+        seconds = self._seconds((), [{value: quantizer} for quantizer in quantizers])
+        quantized = np.array([quantizer is not None for quantizer in quantizers])
+        if quantized.all() or not quantized.any():
+            return 0.0
+        return max(0.0, float(seconds[quantized].min() - seconds[~quantized].min())) / 2
+
+    def _seconds(self, nodes: Sequence[Node], readers: Sequence[dict[str, ActivationQuantizer | None]]) -> np.ndarray:
+        """Return float64 [tables], the seconds of ``nodes`` alone in each format; what does the same is timed once."""
+        parts = [
+            cut(tables, nodes, self._examples, of_tables)
+            for tables, of_tables in zip(self._tables, readers, strict=True)
+        ]
+        key = "\n".join(map(signature, parts))
+        if key not in self._known:
+            self._known[key] = self._timed(parts)
+        return self._known[key]
+
+    def _timed(self, parts: Sequence[QuantizedModel]) -> np.ndarray:
+        names, threads = parts[0].graph.graphs["forward"].inputs, self._workshop.settings.threads
+        values = record(self._graph, [torch.from_numpy(array) for array in self._inputs], names)
+        inputs = [values[name].numpy() for name in names]
+        with TemporaryDirectory() as folder:
+            executables = [
+                quant.compile(part, self._case.backend, Path(folder, str(index)), threads)
+                for index, part in enumerate(parts)
+            ]
+            return medians([lambda one=one: one(*inputs) for one in executables], SECONDS, threads)
+
+
+def _read_through(tables: QuantizedModel, unit: Unit) -> ActivationQuantizer | None:
+    """Return the quantizer through which the operators of a unit read their value, None where they read it as it is."""
+    for node in unit.nodes:
+        for (_, name, _), quantizer in tables.activations.items():
+            if name == node.name:
+                return quantizer
+    return None
+
+
+def _shares(graph: FloatGraph, unit: Unit) -> np.ndarray:
+    """Return float64 [weights], the share of each in the time of its unit: that of its multiply-accumulates."""
+    work = np.array(latency.work(graph, unit), dtype=float)
+    return work / work.sum() if work.sum() else np.full(len(work), 1 / len(work))
