@@ -1,0 +1,107 @@
+"""How well a latency model predicts what mixtures of 8 bits and float take: predicted against realised times.
+
+    python -m benchmarks.latency_check                             # minilm on onnxruntime, one sample a call
+    python -m benchmarks.latency_check digits --backend torch --batch 8
+
+Half of the mixtures are those that the integer program chooses at growing latencies, half are drawn at random. All are
+timed in turns, in one process.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks.layer_latency import measure_static, medians, rank
+from benchmarks.lines import Lines
+from benchmarks.matrix import Case
+from benchmarks.timing import Call
+from benchmarks.workshop import Settings, Tables, Workshop
+from fixtures.cache import Cache
+from fixtures.metrics import spearman
+from fixtures.plugin import DEFAULT_CACHE
+from quant.graph import QuantizedModel
+from quant.latency import Latency
+from quant.methods.mixed_static import Ranked
+from quant.replaying import tables_sha256
+from quant.storage import save
+
+MODEL, BACKEND = "minilm", "onnxruntime"
+MIXTURES = 8
+SECONDS = 20.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", nargs="?", default=MODEL, help=f"a model of the zoo ({MODEL})")
+    parser.add_argument("--backend", default=BACKEND, metavar="NAME", help=f"({BACKEND})")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples per call (1)")
+    parser.add_argument("--mixtures", type=int, default=MIXTURES, metavar="N", help=f"how many ({MIXTURES})")
+    parser.add_argument("--cache-dir", type=Path, default=Path(DEFAULT_CACHE), metavar="DIR", help=f"({DEFAULT_CACHE})")
+    options = parser.parse_args()
+    lines = Lines()
+    workshop = Workshop(Cache(options.cache_dir), Settings(batch=options.batch), lines.progress)
+    text = report(workshop, options.model, options.backend, options.mixtures)
+    lines.done()
+    print(text)
+
+
+def report(workshop: Workshop, name: str, backend: str, mixtures: int) -> str:
+    """Return the times of operators, and the predicted and realised times of mixtures."""
+    latency, ranked = measure_static(workshop, name, backend), rank(workshop, name)
+    chosen = _mixtures(ranked, latency, mixtures)
+    calls = [_call(workshop, name, backend, ranked.smoothed.leaving(wide)) for wide in chosen]
+    realised = medians(calls, SECONDS, workshop.settings.threads)
+    predicted = np.array([_predicted(ranked, latency, wide) for wide in chosen])
+    above, below = spearman(predicted[None], realised[None])
+    rows = [
+        [f"{1e3 * expected:.2f}", f"{1e3 * found:.2f}", f"{100 * (expected / found - 1):+.1f} %", len(wide)]
+        for wide, expected, found in zip(chosen, predicted, realised, strict=True)
+    ]
+    operators = [
+        [weight, *(f"{1e3 * seconds:.3f}" for seconds in row)]
+        for weight, row in zip(latency.weights, latency.seconds, strict=True)
+    ]
+    return "\n\n".join(
+        [
+            ", ".join(f"{key} {value}" for key, value in latency.conditions.items()),
+            tabulate(operators, ["operator, ms", *latency.formats], disable_numparse=True),
+            f"all else: {1e3 * latency.rest:.2f} ms",
+            tabulate(rows, ["predicted, ms", "realised, ms", "off by", "wide operators"], disable_numparse=True),
+            f"Spearman's rank correlation: {float(np.sum(above) / np.sum(below)):.3f}",
+        ]
+    )
+
+
+def _mixtures(ranked: Ranked, latency: Latency, count: int) -> list[list[str]]:
+    """Return the operators left wide in each mixture, with none and all of them first and last."""
+    names, generator = list(ranked.errors), np.random.default_rng(0)
+    ends = _predicted(ranked, latency, []), _predicted(ranked, latency, names)
+    bounds = np.linspace(*ends, count // 2 + 2)[1:-1]
+    chosen = [ranked.chosen(latency, max_latency=float(bound)).recipe["left_float"] for bound in bounds]
+    sizes = np.linspace(0, len(names), count - len(chosen) + 2).round().astype(int)[1:-1]
+    drawn = [generator.choice(names, size, replace=False).tolist() for size in sizes]
+    return [[], *chosen, *drawn, names]
+
+
+def _predicted(ranked: Ranked, latency: Latency, wide: Sequence[str]) -> float:
+    choices = np.isin(list(ranked.errors), list(wide)).astype(int)
+    return latency.rest + ranked.problem(latency).total_cost(choices)
+
+
+def _call(workshop: Workshop, name: str, backend: str, quantized: QuantizedModel) -> Call:
+    """Return a call of tables on a backend with the batch that is timed."""
+    entry = workshop.cache.entry("tables", {"tables": tables_sha256(quantized)}, lambda path: save(quantized, path))
+    calibration = workshop.calibration(name)
+    case = Case(name, "mixed_static", "int8", backend)
+    artifact = workshop.compile(case, Tables(quantized, entry), calibration)
+    inputs = workshop.first_batch(calibration)
+    return lambda: artifact.executable(*inputs)
+
+
+if __name__ == "__main__":
+    main()
