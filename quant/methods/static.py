@@ -152,6 +152,8 @@ def rounded_biases(
     """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""
     biases = {}
     for name, (parameter, edge) in accumulated_biases(graph, activations).items():
+        if parameter not in weights:
+            continue  # left float, beside an integer operator that writes integers
         weight = weights[parameter]
         biases[name] = on_accumulator_grid(graph.parameters[name], weight.scale, weight.codes, activations[edge].scale)
     return biases

@@ -50,6 +50,7 @@ def test_what_is_saved_is_read(transformer_graph, tmp_path):
         lambda text: text.replace('"up.weight"', '"down.weight"', 1),
         lambda text: text.replace("0.0005", "null"),
     ],
+    ids=["cut", "list", "no rest", "nan", "negative", "short", "stranger", "null"],
 )
 def test_a_damaged_file_is_named(transformer_graph, tmp_path, damage):
     path = tmp_path / "latency.json"
