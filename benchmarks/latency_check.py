@@ -8,15 +8,16 @@ timed in turns, in one process.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.layer_latency import measure_static, medians, rank
+from benchmarks.layer_latency import measure_static, medians
 from benchmarks.lines import Lines
 from benchmarks.matrix import Case
+from benchmarks.mixing_static import BITS, METHOD, rank
 from benchmarks.timing import Call
 from benchmarks.workshop import Settings, Tables, Workshop
 from fixtures.cache import Cache
@@ -24,7 +25,7 @@ from fixtures.metrics import spearman
 from fixtures.plugin import DEFAULT_CACHE
 from quant.graph import QuantizedModel
 from quant.latency import Latency
-from quant.methods.mixed_static import Ranked
+from quant.methods.mixed_static import choose, foreseen
 from quant.replaying import tables_sha256
 from quant.storage import save
 
@@ -53,10 +54,10 @@ def main() -> None:
 def report(workshop: Workshop, name: str, backend: str, mixtures: int) -> str:
     """Return the times of operators, and the predicted and realised times of mixtures."""
     latency, ranked = measure_static(workshop, name, backend), rank(workshop, name)
-    chosen = _mixtures(ranked, latency, mixtures)
+    chosen = _mixtures(ranked.errors, latency, mixtures)
     calls = [_call(workshop, name, backend, ranked.smoothed.leaving(wide)) for wide in chosen]
     realised = medians(calls, SECONDS, workshop.settings.threads)
-    predicted = np.array([_predicted(ranked, latency, wide) for wide in chosen])
+    predicted = np.array([foreseen(ranked.errors, latency, wide).seconds for wide in chosen])
     above, below = spearman(predicted[None], realised[None])
     rows = [
         [f"{1e3 * expected:.2f}", f"{1e3 * found:.2f}", f"{100 * (expected / found - 1):+.1f} %", len(wide)]
@@ -77,27 +78,22 @@ def report(workshop: Workshop, name: str, backend: str, mixtures: int) -> str:
     )
 
 
-def _mixtures(ranked: Ranked, latency: Latency, count: int) -> list[list[str]]:
+def _mixtures(errors: Mapping[str, float], latency: Latency, count: int) -> list[list[str]]:
     """Return the operators left wide in each mixture, with none and all of them first and last."""
-    names, generator = list(ranked.errors), np.random.default_rng(0)
-    ends = _predicted(ranked, latency, []), _predicted(ranked, latency, names)
+    names, generator = list(errors), np.random.default_rng(0)
+    ends = [foreseen(errors, latency, wide).seconds for wide in ([], names)]
     bounds = np.linspace(*ends, count // 2 + 2)[1:-1]
-    chosen = [ranked.chosen(latency, max_latency=float(bound)).recipe["left_float"] for bound in bounds]
+    chosen = [choose(errors, latency, max_latency=float(bound)).wide for bound in bounds]
     sizes = np.linspace(0, len(names), count - len(chosen) + 2).round().astype(int)[1:-1]
     drawn = [generator.choice(names, size, replace=False).tolist() for size in sizes]
     return [[], *chosen, *drawn, names]
-
-
-def _predicted(ranked: Ranked, latency: Latency, wide: Sequence[str]) -> float:
-    choices = np.isin(list(ranked.errors), list(wide)).astype(int)
-    return latency.rest + ranked.problem(latency).total_cost(choices)
 
 
 def _call(workshop: Workshop, name: str, backend: str, quantized: QuantizedModel) -> Call:
     """Return a call of tables on a backend with the batch that is timed."""
     entry = workshop.cache.entry("tables", {"tables": tables_sha256(quantized)}, lambda path: save(quantized, path))
     calibration = workshop.calibration(name)
-    case = Case(name, "mixed_static", "int8", backend)
+    case = Case(name, METHOD, BITS, backend)
     artifact = workshop.compile(case, Tables(quantized, entry), calibration)
     inputs = workshop.first_batch(calibration)
     return lambda: artifact.executable(*inputs)

@@ -16,16 +16,14 @@ import quant
 from benchmarks.load import Watch
 from benchmarks.matrix import Case
 from benchmarks.timing import TOO_BUSY, Call, seconds_of
-from benchmarks.workshop import Artifact, Workshop, calibration_batches
+from benchmarks.workshop import Artifact, Workshop
 from fixtures.cache import source_digest
 from quant import hardware, latency
 from quant.cutting import cut, record, signature, values_read, written_in_integers
-from quant.execution import one_thread
 from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
 from quant.latency import Latency, Unit
-from quant.methods.mixed_static import FORMATS, Ranked, ranked
+from quant.methods.mixed_static import FORMATS
 from quant.nodes import Node
-from quant.progress import reporting
 from quant.replaying import environment
 
 SECONDS = 1.0
@@ -36,27 +34,10 @@ _WHOLE = 4
 """So many times as long is the whole model timed."""
 
 
-def mixed_within(workshop: Workshop, name: str, backend: str, max_latency: float) -> QuantizedModel:
-    """Return a model in W8A8 with the operators left wide that a call of ``max_latency`` seconds has time for.
-
-    Raises:
-        ValueError: it takes longer with all operators in 8 bits, or its time cannot be taken here.
-    """
-    measured = measure_static(workshop, name, backend)
-    return rank(workshop, name).chosen(measured, max_latency)
-
-
 def measure_static(workshop: Workshop, name: str, backend: str) -> Latency:
     """Return the latency model of W8A8 against float."""
     methods = dict(zip(FORMATS, ("smoothquant", "float"), strict=True))
     return measure(workshop, [Case(name, method, bits, backend) for bits, method in methods.items()])
-
-
-def rank(workshop: Workshop, name: str) -> Ranked:
-    """Return a model in W8A8 with what each of its operators costs the output."""
-    batches = calibration_batches(workshop.calibration(name))
-    with one_thread(), reporting("mixed_static", workshop.report):
-        return ranked(workshop.prepare(name).graph, quant.parse("int8", "static"), batches)
 
 
 def measure(workshop: Workshop, cases: Sequence[Case]) -> Latency:
