@@ -86,8 +86,6 @@ class StaticMixer:
         """
         entry = self._workshop.cache.entry("sensitivities", self._key(), self._measure)
         found = sensitivity.load(entry.path / _FILE, self._workshop.prepare(self.model).graph)
-        if not found.weights:
-            raise ValueError(f"no operator of {self.model} reads what could be in 8 bits, so none is to be chosen.")
         when = "as an earlier run measured it" if entry.cached else f"measured in {entry.seconds:.0f} s"
         self._tell(f"what 8 bits cost each of {len(found.weights)} operators: {when}")
         return dict(zip(found.weights, found.errors[:, 0].tolist(), strict=True))
@@ -165,5 +163,7 @@ class StaticMixer:
 
     def _measure(self, folder: Path) -> None:
         graph, errors = self._workshop.prepare(self.model).graph, rank(self._workshop, self.model).errors
-        table = np.array(list(errors.values())).reshape(-1, 1)
+        if not errors:
+            raise ValueError(f"no operator of {self.model} reads what could be in 8 bits, so none is to be chosen.")
+        table = np.array(list(errors.values()))[:, None]
         Sensitivity(_CRITERION, tuple(errors), (BITS,), table, graph.weights_sha256).save(folder / _FILE)

@@ -118,6 +118,8 @@ def _within_latency(options: argparse.Namespace, lines: "Lines") -> int:
         raise CommandError(f"--{unused[0]} is about weights alone: leave it out beside --max-latency.")
     seconds = parse_time(options.max_latency)
     (backend,) = backends_of(options.backend)
+    if not target(backend).runs_here:
+        raise CommandError(f"{backend} does not run here, so no time of it can be taken: choose where it runs.")
     workshop, name = opened(options, lines.progress, positive(options.batch, "--batch"))
     losses = _losses(workshop, name, None, lines)
     mixer = StaticMixer(workshop, name, target(backend), lines.result)

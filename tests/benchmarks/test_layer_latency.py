@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import layer_latency
-from benchmarks.layer_latency import measure, measure_static, medians, mixed_within
+from benchmarks.layer_latency import measure, measure_static, medians
 from benchmarks.matrix import Case
 from benchmarks.workshop import Settings, Workshop
 from fixtures.cache import Cache
@@ -70,17 +70,6 @@ def test_formats_of_weights_alone_are_timed_too(workshop):
     assert latency.formats == words
     assert latency.of(latency.weights, words).shape == (len(latency.weights), 3)
     assert latency.conversions == ()
-
-
-def test_a_choice_is_within_the_latency(workshop):
-    latency = measure_static(workshop, "digits", "torch")
-    ends = latency.rest + latency.seconds.sum(0)
-    bound = float(max(ends) * 1.01)
-    quantized = mixed_within(workshop, "digits", "torch", bound)
-    assert quantized.recipe["predicted_latency"] <= bound
-    assert quantized.recipe["measured_on"] == "torch"
-    with pytest.raises(ValueError, match="out of reach"):
-        mixed_within(workshop, "digits", "torch", 1e-9)
 
 
 def test_calls_are_timed_in_turns():

@@ -8,7 +8,9 @@ from torch import nn
 
 import quant
 from quant.latency import Latency, estimated, units
+from quant.methods import method
 from quant.methods.mixed_static import FORMATS, ranked
+from quant.replaying import tables_sha256
 from quant.scheme import parse
 
 SCHEME = parse("int8", "static")
@@ -152,3 +154,15 @@ def test_one_sample_and_a_constant_one_are_enough(transformer_graph):
     for values in (torch.randn(1, 8, 64), torch.ones(1, 8, 64)):
         quantized = quant.quantize(transformer_graph, "mixed_static", "int8", [(values,)])
         assert torch.isfinite(quant.simulate(quantized)(values)[0]).all()
+
+
+def test_what_is_chosen_already_can_be_given(transformer_graph, transformer_inputs, transformer):
+    wide = ["up.weight", "late_attention.output.weight"]
+    given = replace(method("mixed_static"), settings={"wide": wide})
+    quantized = quant.quantize(transformer_graph, given, "int8", [(transformer_inputs,)])
+    assert set(quantized.weights) == set(transformer.smoothed.whole.weights) - set(wide)
+    expected = replace(transformer.smoothed.leaving(wide), recipe=quantized.recipe)
+    assert tables_sha256(quantized) == tables_sha256(expected)
+    strange = replace(method("mixed_static"), settings={"wide": ["norms.0.weight"]})
+    with pytest.raises(ValueError, match=r"'norms\.0\.weight' is to be left wide, but is no weight"):
+        quant.quantize(transformer_graph, strange, "int8", [(transformer_inputs,)])
