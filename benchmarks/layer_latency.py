@@ -5,7 +5,7 @@ shared. Formats are timed in turns, in one process, and the model as a whole in 
 operators' are fitted. What an operator is in a format is taken from the tables of a case, scales on inputs and all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,7 +43,7 @@ def measure_static(workshop: Workshop, name: str, backend: str) -> Latency:
 def measure(workshop: Workshop, cases: Sequence[Case]) -> Latency:
     """Return the latency model of what the ``cases`` hold: one model on one backend, in the format of each case.
 
-    Times once taken on this machine are kept.
+    Times once taken on this machine are kept, those of every operator as soon as it is done.
 
     Raises:
         ValueError: the backend does not run here, or other programs leave too few cores.
@@ -60,16 +60,17 @@ def measure(workshop: Workshop, cases: Sequence[Case]) -> Latency:
         "threads": str(settings.threads),
         "batch": str(settings.batch),
     }
-    key = {
-        "artifacts": [artifact.entry.digest for artifact in artifacts],
+    where = {
+        "backend": target.name,
         "data": calibration.first(settings.batch).digest,
         "conditions": conditions,
         "machine": environment(),
         "source": source_digest("benchmarks.layer_latency"),
     }
+    key = where | {"artifacts": [artifact.entry.digest for artifact in artifacts]}
 
     def build(folder: Path) -> None:
-        _Measurement(workshop, artifacts).run(conditions).save(folder / "latency.json")
+        _Measurement(workshop, artifacts, where).run(conditions).save(folder / "latency.json")
 
     entry = workshop.cache.entry("latencies", key, build)
     return latency.load(entry.path / "latency.json", workshop.prepare(model).graph)
@@ -96,10 +97,14 @@ def medians(calls: Sequence[Call], seconds: float, threads: int) -> np.ndarray:
 
 
 class _Measurement:
-    """Times the operators of a model in the tables of several artefacts of it."""
+    """Times the operators of a model in the tables of several artefacts of it.
 
-    def __init__(self, workshop: Workshop, artifacts: Sequence[Artifact]) -> None:
-        self._workshop, self._artifacts, self._case = workshop, artifacts, artifacts[0].case
+    Each operator's times are kept as soon as they are known, under ``where`` they hold and what it computes.
+    """
+
+    def __init__(self, workshop: Workshop, artifacts: Sequence[Artifact], where: Mapping[str, object]) -> None:
+        self._workshop, self._artifacts, self._where = workshop, artifacts, where
+        self._case = artifacts[0].case
         self._tables = [artifact.tables.quantized for artifact in artifacts]
         self._units = latency.units(max(self._tables, key=lambda tables: len(tables.weights)))
         self._writing = [written_in_integers(tables) for tables in self._tables]
@@ -107,7 +112,6 @@ class _Measurement:
         self._inputs = workshop.first_batch(workshop.calibration(self._case.model))
         read = {name for unit in self._units for node in unit.nodes for name in values_read(node)}
         self._examples = record(self._graph, self._graph.examples["forward"], read.union(*self._writing))
-        self._known: dict[str, np.ndarray] = {}
 
     def run(self, conditions: dict[str, str]) -> Latency:
         narrow = np.array([bool(tables.activations) for tables in self._tables])
@@ -156,10 +160,12 @@ class _Measurement:
             cut(tables, nodes, self._examples, of_tables)
             for tables, of_tables in zip(self._tables, readers, strict=True)
         ]
-        key = "\n".join(map(signature, parts))
-        if key not in self._known:
-            self._known[key] = self._timed(parts)
-        return self._known[key]
+
+        def build(folder: Path) -> None:
+            np.save(folder / "seconds.npy", self._timed(parts))
+
+        key = {**self._where, "operators": list(map(signature, parts))}
+        return np.load(self._workshop.cache.entry("operators", key, build).path / "seconds.npy")
 
     def _timed(self, parts: Sequence[QuantizedModel]) -> np.ndarray:
         names, threads = parts[0].graph.graphs["forward"].inputs, self._workshop.settings.threads

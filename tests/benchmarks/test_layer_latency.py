@@ -72,6 +72,29 @@ def test_formats_of_weights_alone_are_timed_too(workshop):
     assert latency.conversions == ()
 
 
+def test_operators_that_were_timed_before_a_stop_are_not_timed_again(tmp_path, monkeypatch):
+    calls = []
+
+    def stopped(*arguments):
+        if len(calls) == 5:
+            raise ValueError("other programs left too few cores")
+        calls.append(arguments)
+        return medians(*arguments)
+
+    monkeypatch.setattr(layer_latency, "medians", stopped)
+    with pytest.raises(ValueError, match="too few cores"):
+        measure_static(Workshop(Cache(tmp_path), Settings(batch=2)), "digits", "torch")
+    again = []
+    monkeypatch.setattr(layer_latency, "medians", lambda *arguments: again.append(arguments) or medians(*arguments))
+    measure_static(Workshop(Cache(tmp_path), Settings(batch=2)), "digits", "torch")
+    assert len(calls) == 5
+    distinct = len(calls) + len(again)
+    calls.clear()
+    monkeypatch.setattr(layer_latency, "medians", lambda *arguments: calls.append(arguments) or medians(*arguments))
+    measure_static(Workshop(Cache(tmp_path / "anew"), Settings(batch=2)), "digits", "torch")
+    assert len(calls) == distinct
+
+
 def test_calls_are_timed_in_turns():
     order = []
     calls = [lambda name=name: order.append(name) for name in "ab"]
