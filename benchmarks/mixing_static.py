@@ -131,8 +131,8 @@ class StaticMixer:
             if made.seconds <= seconds:
                 return made
             self._tell(
-                f"with {len(made.choice.wide)} operators left wide a call takes {1e3 * made.seconds:.3g} ms, where "
-                f"{1e3 * made.choice.seconds:.3g} ms were foreseen"
+                f"{len(made.choice.wide)} of {len(self.errors)} operators left wide: a call takes "
+                f"{1e3 * made.seconds:.3g} ms, where {1e3 * made.choice.seconds:.3g} ms were foreseen"
             )
             allowed = made.choice.seconds - (made.seconds - seconds)
             if allowed < least.seconds:

@@ -17,7 +17,7 @@ def explanation(mixer: StaticMixer, made: Made) -> str:
     """Say what was chosen, what it takes and is foreseen to lose, and why each operator has the format it has."""
     choice = made.choice
     text = (
-        f"{len(choice.wide)} of {len(mixer.errors)} operators are left wide. A call takes {_time(made.seconds)} "
+        f"{len(choice.wide)} of {len(mixer.errors)} operators left wide. A call takes {_time(made.seconds)} "
         f"({_time(choice.seconds)} foreseen) and float's {_time(made.float_seconds)}, "
         f"{made.float_seconds / made.seconds:.2f} times as long, taken in turns. "
         f"The error of the outputs is foreseen to be {100 * choice.error:.2g} %; {_beside_others(mixer, made)}."

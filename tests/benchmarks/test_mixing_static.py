@@ -89,7 +89,7 @@ def test_a_recipe_within_the_latency_replays_bit_for_bit(run, cache, mixer):
     assert recipe["foreseen"]["error"] == pytest.approx(
         sum(error for name, error in mixer.errors.items() if name not in wide) ** 0.5
     )
-    assert "3 of 8 operators are left wide. A call takes 15.0 ms (15.0 ms foreseen) and float's 25.0 ms" in out
+    assert "3 of 8 operators left wide. A call takes 15.0 ms (15.0 ms foreseen) and float's 25.0 ms" in out
     assert "fresh samples (accuracy)" in out
     assert {layer["name"]: layer["format"] for layer in recipe["layers"]} == {
         name: FORMATS[name in wide] for name in mixer.errors
@@ -115,7 +115,7 @@ def test_what_takes_longer_than_foreseen_is_left_narrower(run, clock):
     status, _, err, recipe = run("--max-latency", "17ms")
     assert status == 0
     assert [len(choice.wide) for choice in clock.made] == [4, 2]
-    assert "with 4 operators left wide a call takes 20 ms, where 17 ms were foreseen" in err
+    assert "4 of 8 operators left wide: a call takes 20 ms, where 17 ms were foreseen" in err
     assert recipe["measured"]["seconds"] <= 17e-3
 
 

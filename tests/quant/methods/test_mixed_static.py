@@ -125,6 +125,11 @@ def test_it_is_a_method_of_the_matrix(transformer_graph, transformer_inputs, tra
 
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
 def test_convolutions_stay_integer_beside_wide_ones(residual, images, backend, tmp_path):
+    graph = residual.smoothed.graph
+    macs = {
+        name: sum(graph.macs("forward", graph.node(edge)) for edge in graph.consumers(name)) for name in residual.errors
+    }
+    whole = quant.compile(residual.smoothed.leaving(), backend, tmp_path / "whole").coverage()
     for wide in (["branch.0.weight"], ["depthwise.weight", "head.weight"], ["stem.0.weight", "hidden.weight"]):
         quantized = residual.smoothed.leaving(wide)
         executable = quant.compile(quantized, backend, tmp_path / wide[0])
@@ -132,15 +137,9 @@ def test_convolutions_stay_integer_beside_wide_ones(residual, images, backend, t
         found = torch.from_numpy(executable(images.numpy())[0])
         assert (found - expected).norm() < 0.02 * expected.norm()
         coverage = executable.coverage()
-        graph = quantized.graph
-        macs = {
-            name: sum(graph.macs("forward", graph.node(edge)) for edge in graph.consumers(name))
-            for name in residual.errors
-        }
-        whole = quant.compile(residual.smoothed.leaving(), backend, tmp_path / f"whole {wide[0]}").coverage()
         left = sum(macs[name] for name in wide) / sum(macs.values())
-        assert coverage["operators_native"] >= whole["operators_native"] - left - 1e-6
-        assert coverage["operators_simulated"] <= whole["operators_simulated"] + 1e-6
+        assert coverage["operators_native"] == pytest.approx(whole["operators_native"] - left)
+        assert coverage["operators_simulated"] == pytest.approx(whole["operators_simulated"])
 
 
 def test_a_model_without_operators_to_choose_from_is_left_as_it_is():
