@@ -14,6 +14,7 @@ from quant.nodes import Graph, Node, Parameter, Value
 from quant.scheme import NumberFormat, Scheme
 from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
+_GRAPH, _PARAMETERS = "graph.json", "parameters.safetensors"
 _WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
 _DECODERS = {
     "value": Value,
@@ -27,26 +28,31 @@ _DECODERS = {
 def save_graph(graph: FloatGraph, folder: Path) -> None:
     """Write ``graph.json`` and ``parameters.safetensors`` into ``folder``."""
     document = {name: graph_to_json(entry) for name, entry in graph.graphs.items()}
-    (folder / "graph.json").write_text(json.dumps(document))
+    (folder / _GRAPH).write_text(json.dumps(document))
     examples = {f"example/{name}/{i}": value for name, group in graph.examples.items() for i, value in enumerate(group)}
     parameters = {f"parameter/{name}": value for name, value in graph.parameters.items()}
-    save_file(_contiguous({**parameters, **examples}), folder / "parameters.safetensors")
+    save_file(_contiguous({**parameters, **examples}), folder / _PARAMETERS)
 
 
 def load_graph(folder: Path) -> FloatGraph:
     """Read what :func:`save_graph` wrote."""
-    document = json.loads((folder / "graph.json").read_text())
+    document = json.loads((folder / _GRAPH).read_text())
     graphs = {name: graph_from_json(entry) for name, entry in document.items()}
-    tensors = _read_tensors(folder / "parameters.safetensors")
+    tensors = _read_tensors(folder / _PARAMETERS)
     examples = {name: tuple(tensors[f"example/{name}/{i}"] for i in range(len(g.inputs))) for name, g in graphs.items()}
     parameters = {key[len("parameter/") :]: value for key, value in tensors.items() if key.startswith("parameter/")}
     return FloatGraph(graphs, parameters, examples)
 
 
-def save(quantized: QuantizedModel, folder: Path | str) -> None:
-    """Write the tables into ``folder`` as ``tables.safetensors`` and ``recipe.json``; the float graph stays outside."""
+def save(quantized: QuantizedModel, folder: Path | str, with_graph: bool = False) -> None:
+    """Write the tables into ``folder`` as ``tables.safetensors`` and ``recipe.json``.
+
+    The float graph stays outside, unless it is wanted ``with_graph``: ``python -m quant export`` needs both.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if with_graph:
+        save_graph(quantized.graph, folder)
     tensors: dict[str, Tensor] = {f"floats/{name}": value for name, value in quantized.floats.items()}
     weights, activations = {}, []
     for name, weight in quantized.weights.items():
@@ -69,13 +75,14 @@ def save(quantized: QuantizedModel, folder: Path | str) -> None:
     (folder / "recipe.json").write_text(json.dumps(recipe))
 
 
-def load(folder: Path | str, graph: FloatGraph) -> QuantizedModel:
-    """Read the tables that :func:`save` wrote, for the float graph they were made from.
+def load(folder: Path | str, graph: FloatGraph | None = None) -> QuantizedModel:
+    """Read the tables that :func:`save` wrote, for the float graph they were made from; by default the one beside them.
 
     Raises:
-        ValueError: the tables were made from other weights, or a file is damaged.
+        ValueError: the tables were made from other weights, there is no graph, or a file is damaged.
     """
     folder = Path(folder)
+    graph = graph or _graph_beside(folder)
     try:
         recipe = json.loads((folder / "recipe.json").read_text())
         tensors = _read_tensors(folder / "tables.safetensors")
@@ -89,6 +96,17 @@ def load(folder: Path | str, graph: FloatGraph) -> QuantizedModel:
         raise ValueError(f"{folder} was made from other weights than this graph's: quantize the model again.")
     floats = {key[len("floats/") :]: value for key, value in tensors.items() if key.startswith("floats/")}
     return QuantizedModel(graph, scheme, weights, floats, activations, recipe["recipe"])
+
+
+def _graph_beside(folder: Path) -> FloatGraph:
+    if not (folder / _GRAPH).is_file():
+        raise ValueError(
+            f"{folder} holds no float graph: save the model with quant.save(model, folder, with_graph=True)."
+        )
+    try:
+        return load_graph(folder)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no readable float graph ({error}): save the model again.") from error
 
 
 def graph_from_json(entry: dict) -> Graph:
