@@ -1,10 +1,10 @@
 """Write cases of the matrix in formats that runtimes load without any code of ours, and check each.
 
 A case is model-method-bits, and perhaps -backend where tables depend on it. Every format becomes a folder
-DIR/CASE/FORMAT: the artefact, and validation.json, what a fresh process found of it on held-out samples. That is how its
-outputs compare with the simulation of its tables, the model's own metric, whether its codes are the tables' own
-when read back, the memory it took, and checksums. An artefact that does not compute what its tables mean is left there as
-*.rejected.
+DIR/CASE/FORMAT: the artefact; sample.npz, one sample with what the tables make of it; and validation.json, what a fresh
+process found of the artefact on held-out samples. That is how its outputs compare with the simulation of its tables,
+the model's own metric, whether its codes are the tables' own when read back, the memory it took, and checksums. An
+artefact that does not compute what its tables mean is left there as *.rejected.
 
   python -m benchmarks export minilm-gptq-int4 --format onnxruntime -o build
   python -m benchmarks export minilm-rtn-int8 mobilenet_v2-static-int8 -o build              # in all formats

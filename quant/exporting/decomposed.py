@@ -6,7 +6,7 @@ Codes are int8, as those backends have them: unsigned ones of 8 bits are shifted
 from collections.abc import Callable
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401 - it registers the operators
+import torch.ao.quantization.fx._decomposed
 from torch import Tensor, nn
 
 from quant.graph import ActivationQuantizer
