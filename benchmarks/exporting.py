@@ -19,6 +19,7 @@ from quant.exporting.expected import Expected
 from quant.exporting.shipping import VALIDATION, ship
 from quant.methods import method
 from quant.scheme import parse
+from reports.record import plain
 
 SAMPLES = 100
 
@@ -108,15 +109,18 @@ class Shipping:
             ship(self._expectation(order, tables), format, folder, self._memory_limit, built)
         except RejectedExport as error:
             return Result(order.name, format.name, error.validation, "; ".join(error.validation["reasons"]))
-        except (ModuleNotFoundError, CannotRun, ValueError) as error:
-            return Result(order.name, format.name, None, str(error))
+        except (ModuleNotFoundError, CannotRun, ValueError, RuntimeError) as error:
+            return Result(order.name, format.name, None, (str(error).strip() or type(error).__name__).splitlines()[0])
         return Result(order.name, format.name, json.loads((folder / VALIDATION).read_text()))
 
     def _built(self, case: Case, format: Format, tables: Tables, calibration: Samples) -> Path | None:
-        """Return the folder in which the format's backend has compiled the tables, if the format has one."""
+        """Return the folder that the format's backend has made, of the tables or of the model; None if it has none."""
         if format.backend is None or format.missing():
             return None
-        return self._workshop.compile(replace(case, backend=format.backend), tables, calibration).entry.path
+        case = replace(case, backend=format.backend)
+        if format.from_template:
+            return self._workshop.template(case)
+        return self._workshop.compile(case, tables, calibration).entry.path
 
     def _expectation(self, order: Order, tables: Tables) -> Expected:
         """Return what the tables mean on held-out samples; it is found out once for all formats that share them."""
@@ -130,7 +134,7 @@ class Shipping:
 
             def metric(simulated: np.ndarray, outputs: np.ndarray) -> dict[str, object]:
                 outcomes = judging.outcomes(model, reference, simulated, outputs, samples)
-                return judging.accuracy(model, outcomes, samples.first(len(outputs)))
+                return plain(judging.accuracy(model, outcomes, samples.first(len(outputs))))
 
             known = metric if model.metric and samples.labels is not None else None
             self._expected[digest] = Expected(tables.quantized, samples.inputs, scores if model.scores else None, known)

@@ -5,6 +5,7 @@ read without importing it:
 
     ARTIFACT   what the file, or folder, is called
     BACKEND    the backend whose artefact it is made from; None where it is made from the tables themselves
+    TEMPLATE   whether it is the backend's float template instead that it is made from
     REQUIRES   importable module -> command that installs it: what writing and checking need besides the backend
     RUNS_ON    the one platform on which its runtime runs; elsewhere it is read by an evaluator of ours
     READ_BY    what reads it where no runtime of its own does, so that memory means nothing; else left out
@@ -53,7 +54,7 @@ class Writer(Protocol):
     """The functions of a format's module."""
 
     def write(self, quantized: "QuantizedModel", built: Path | None, artifact: Path) -> None:
-        """Write the artefact; ``built`` is the folder in which ``BACKEND`` compiled these tables.
+        """Write the artefact; ``built`` is the folder in which ``BACKEND`` compiled these tables, or of its template.
 
         Raises:
             ValueError: the format cannot hold these tables; one sentence says which and what it can hold.
@@ -93,6 +94,10 @@ class Format:
     @property
     def backend(self) -> str | None:
         return self.entry.constants["BACKEND"]
+
+    @property
+    def from_template(self) -> bool:
+        return self.entry.constants.get("TEMPLATE", False)
 
     @property
     def evidence(self) -> str:

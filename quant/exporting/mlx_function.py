@@ -29,14 +29,22 @@ def write(built: Path, folder: Path, inputs: Sequence[mx.array]) -> None:
     document, config = read(built)
     graph, dtype = graph_from_json(document), DTYPES[config["dtype"]]
 
+    saved = mx.load(str(built / WEIGHTS))
+    # What all scales of a weight share is a number of the program: a traced one has no value.
+    shared = {
+        entry["tensors"]["shared"]: saved[entry["tensors"]["shared"]]
+        for entry in config["weights"].values()
+        if "shared" in entry["tensors"]
+    }
+
     def function(*given: mx.array, **arrays: mx.array) -> list[mx.array]:
+        arrays |= shared
         parameters = {name: _parameter(name, config, arrays, dtype) for name in config["parameters"]}
         program = Program(graph, parameters, dtype, _quantizers(config, graph, arrays))
         return [output.astype(mx.float32) for output in program(*given)]
 
     metadata = json.dumps({"inputs": graph.inputs, "outputs": graph.outputs})
-    arrays = mx.load(str(built / WEIGHTS))
-    mx.export_function(str(folder / FUNCTION), function, *inputs, metadata=metadata, **arrays)
+    mx.export_function(str(folder / FUNCTION), function, *inputs, metadata=metadata, **saved)
 
 
 def _parameter(name: str, config: dict, arrays: dict[str, mx.array], dtype: mx.Dtype) -> "mx.array | PackedWeight":
@@ -65,10 +73,7 @@ def dequantized(entry: dict, arrays: dict[str, mx.array]) -> mx.array:
     parts = {part: arrays[name] for part, name in entry["tensors"].items()}
     format, shape, block = NumberFormat(**entry["format"]), entry["shape"], entry["block"]
     codes = _codes(parts["codes"], format, shape)
-    if format.codebook is None:
-        values = codes.astype(mx.float32)
-    else:
-        values = _looked_up(codes, parts.get("codebook"), format)
+    values = codes.astype(mx.float32) if format.codebook is None else _looked_up(codes, parts.get("codebook"), format)
     if "zero_point" in parts:
         values = values - _expanded(parts["zero_point"].astype(mx.float32), block, shape)
     if "scale" not in parts:

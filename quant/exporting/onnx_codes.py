@@ -1,6 +1,6 @@
 """The codes of weights read back from an ONNX model, whatever layout a kernel asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,22 @@ def read(model: Path, layouts: Mapping[str, Layout]) -> dict[str, np.ndarray]:
     """Return the codes (uint8 or int8, of their weights' shapes) of all weights that have them in a known layout."""
     initializers = ir.load(model).graph.initializers
     constants = {name: value.const_value for name, value in initializers.items() if value.const_value is not None}
-    found = {name: _codes(name, layout, constants) for name, layout in layouts.items()}
-    return {name: codes for name, codes in found.items() if codes is not None}
+    return undo(layouts, constants.keys(), lambda name: constants[name].numpy())
 
 
-def _codes(name: str, layout: Layout, constants: Mapping[str, ir.TensorProtocol]) -> np.ndarray | None:
-    for part, undo in _LAYOUTS.items():
-        if f"{name}/{part}" in constants:
-            return undo(constants[f"{name}/{part}"].numpy(), layout)
-    return None
+def undo(
+    layouts: Mapping[str, Layout], names: Collection[str], array: Callable[[str], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the same of a model whose constants are called ``names``; ``array`` returns the content of one."""
+    found = {}
+    for name, layout in layouts.items():
+        for part, undone in {f"codes_of_{layout.bits}_bits": _padded, **_LAYOUTS}.items():
+            if f"{name}/{part}" in names:
+                codes = undone(array(f"{name}/{part}"), layout)
+                if codes is not None:
+                    found[name] = codes
+                break
+    return found
 
 
 def _plain(codes: np.ndarray, layout: Layout) -> np.ndarray | None:

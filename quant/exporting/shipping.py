@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,7 @@ def ship(
 ) -> Path:
     """Write the model in ``format`` into ``directory`` with its ``validation.json``, and return the artefact's path.
 
-    ``built`` is the folder in which the format's backend has compiled the tables already.
+    ``built`` is the folder in which the format's backend has compiled the tables already, or its template of the model.
 
     Raises:
         ValueError: the format cannot hold the tables, or tells nothing of the memory that is limited.
@@ -40,15 +41,20 @@ def ship(
         )
     directory.mkdir(parents=True, exist_ok=True)
     artifact = directory / format.artifact
-    for stale in (artifact, rejected(artifact), directory / VALIDATION, directory / SAMPLE):
-        _remove(stale)
-    with TemporaryDirectory(dir=directory, prefix=".") as folder:
-        written = Path(folder) / format.artifact
-        _write(expected, format, written, built)
-        found = check(expected, format, written)
-        validation = _described(expected, format, written) | verdict(expected, found, memory_limit)
-        artifact = artifact if validation["verdict"] == "pass" else rejected(artifact)
-        written.rename(artifact)
+    try:
+        with TemporaryDirectory(dir=directory, prefix=".") as folder:
+            written = Path(folder) / format.artifact
+            _write(expected, format, written, built)
+            found = check(expected, format, written)
+            validation = _described(expected, format, written) | verdict(expected, found, memory_limit)
+            for former in (artifact, rejected(artifact)):
+                _remove(former)
+            artifact = artifact if validation["verdict"] == "pass" else rejected(artifact)
+            written.rename(artifact)
+    except ValueError:
+        with suppress(OSError):
+            directory.rmdir()  # it stays where it holds anything
+        raise
     (directory / VALIDATION).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
     _write_sample(expected, directory / SAMPLE)
     if validation["verdict"] != "pass":
@@ -72,10 +78,10 @@ def _write(expected: Expected, format: Format, written: Path, built: Path | None
     if format.backend is None or built is not None:
         format.load().write(quantized, built, written)
         return
-    from quant.compiler import build
+    from quant.compiler import build, build_template
 
     with TemporaryDirectory() as folder:
-        build(quantized, format.backend, Path(folder))
+        (build_template if format.from_template else build)(quantized, format.backend, Path(folder))
         format.load().write(quantized, Path(folder), written)
 
 

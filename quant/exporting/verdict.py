@@ -25,8 +25,10 @@ def verdict(expected: Expected, found: Found, memory_limit: int | None) -> dict[
     findings: dict[str, object] = {"checked_by": found.checked_by, "evidence": found.evidence}
     if found.outputs is None:
         return {"verdict": "rejected", "reasons": [f"it does not run by itself: {found.failure}"], **findings}
-    reasons = []
-    if np.isfinite(found.outputs).all():
+    reasons, shape = [], expected.outputs.shape[1:]
+    if found.outputs.shape[1:] != shape:
+        reasons.append(f"its outputs have the shape {found.outputs.shape[1:]} a sample, the simulation's {shape}")
+    elif np.isfinite(found.outputs).all():
         findings["parity"] = parity(expected, found.outputs)
         reasons += _unlike(findings["parity"])
         if expected.metric:
@@ -53,8 +55,6 @@ def parity(expected: Expected, outputs: np.ndarray) -> dict[str, object]:
     floor      error and agreement of a simulation that differs by a rounding; None without quantized activations
     """
     simulated = expected.outputs[: len(outputs)]
-    if simulated.shape != outputs.shape:
-        raise ValueError(f"it gives outputs of shape {outputs.shape[1:]}, the simulation {simulated.shape[1:]}.")
     floor = None
     if expected.perturbed is not None:
         perturbed = expected.perturbed[: len(outputs)]

@@ -8,6 +8,7 @@ from quant.exporting import Layout
 
 ARTIFACT = "model.onnx"
 BACKEND = "onnxruntime"
+TOO_LARGE = "this model is larger than the 2 GB that one ONNX file holds: use fewer bits."
 
 
 def write(quantized, built: Path, artifact: Path) -> None:
@@ -17,7 +18,7 @@ def write(quantized, built: Path, artifact: Path) -> None:
         ValueError: it is too large for one file.
     """
     if len(list(built.glob("model.onnx*"))) > 1:
-        raise ValueError("this model is larger than the 2 GB that one ONNX file holds: use fewer bits.")
+        raise ValueError(TOO_LARGE)
     shutil.copyfile(built / "model.onnx", artifact)
 
 

@@ -76,7 +76,7 @@ def test_formats_of_language_models_refuse_other_models(tables, tmp_path, format
 )
 def test_tables_that_a_format_cannot_hold_are_refused_by_name(llama_graph, tmp_path, format, bits):
     needs(format)
-    with pytest.raises(ValueError, match="'(embedding|layers)"):
+    with pytest.raises(ValueError, match=r"'(embedding|layers)"):
         quant.export(quant.quantize(llama_graph, "rtn", bits), format, tmp_path)
 
 

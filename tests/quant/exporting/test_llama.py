@@ -63,7 +63,7 @@ def test_a_decoder_that_computes_something_else_is_refused(monkeypatch):
 def test_a_decoder_without_a_part_is_refused_by_that_part(llama_graph):
     names = {"layers.1.feed_forward.gate.weight": "layers.1.feed_forward.gaze.weight"}
     parameters = {names.get(name, name): value for name, value in llama_graph.parameters.items()}
-    with pytest.raises(ValueError, match="it has no layers.1.gate"):
+    with pytest.raises(ValueError, match=r"it has no layers\.1\.gate"):
         recognize(replace(llama_graph, parameters=parameters))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_an_artefact_with_another_code_is_rejected_and_left_under_another_name(t
         return with_weight(quantized, codes=codes)
 
     tampered(one_code_off)
-    with pytest.raises(RejectedExport, match="the codes of 'hidden.weight' are not the table's") as caught:
+    with pytest.raises(RejectedExport, match=r"the codes of 'hidden\.weight' are not the table's") as caught:
         quant.export(tables("rtn", "int4"), "pt2", tmp_path, [images.numpy()])
     assert caught.value.path == tmp_path / "model.pt2.rejected"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2.rejected", "sample.npz", "validation.json"]
@@ -68,7 +69,7 @@ def test_an_artefact_with_other_scales_is_rejected_for_what_it_computes(tables, 
 
 def test_an_artefact_that_does_not_load_is_rejected_with_what_it_said_last(tables, images, tmp_path, monkeypatch):
     monkeypatch.setattr(formats()["pt2"].load(), "write", lambda quantized, built, path: path.write_bytes(b"nothing"))
-    with pytest.raises(RejectedExport, match="does not run by itself: .+"):
+    with pytest.raises(RejectedExport, match=r"does not run by itself: .+"):
         quant.export(tables("rtn", "int4"), "pt2", tmp_path, [images.numpy()])
     assert (tmp_path / "model.pt2.rejected").read_bytes() == b"nothing"
 
@@ -122,8 +123,6 @@ def test_answers_that_are_not_the_simulation_s_are_rejected(expected, good, chan
     found = verdict(expected, replace(good, outputs=change(good.outputs).astype(np.float32)), None)
     assert found["verdict"] == "rejected" or reason == "differ|agrees"
     if found["verdict"] == "rejected":
-        import re
-
         assert re.search(reason, "; ".join(found["reasons"]))
 
 
