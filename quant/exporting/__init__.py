@@ -1,6 +1,6 @@
 """Shipping: a quantized model as the file, or folder, that a runtime loads without any code of ours, and proof of it.
 
-A format is one module of ``quant/exporting/formats``, found by file name. It starts with literal constants that are
+A format is one module of ``quant/exporting/writers``, found by file name. It starts with literal constants that are
 read without importing it:
 
     ARTIFACT   what the file, or folder, is called
@@ -121,8 +121,8 @@ class Format:
 @functools.cache
 def formats() -> dict[str, Format]:
     """Return all formats by name, without importing any."""
-    folder = Path(__file__).parent / "formats"
-    return {name: Format(entry) for name, entry in scan(folder, f"{__name__}.formats").items()}
+    folder = Path(__file__).parent / "writers"
+    return {name: Format(entry) for name, entry in scan(folder, f"{__name__}.writers").items()}
 
 
 def format_named(name: str) -> Format:

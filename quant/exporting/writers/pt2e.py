@@ -32,13 +32,13 @@ def write(quantized, built: None, artifact: Path) -> None:
 def load(artifact: Path):
     import torch.ao.quantization.fx._decomposed  # noqa: F401 - it registers the operators
 
-    from quant.exporting.formats import pt2
+    from quant.exporting.writers import pt2
 
     return pt2.load(artifact)
 
 
 def version() -> str:
-    from quant.exporting.formats import pt2
+    from quant.exporting.writers import pt2
 
     return pt2.version()
 
