@@ -123,6 +123,7 @@ class Losses:
         self._floats: dict[tuple[str, str], list[Answers]] = {}
         self._candidate, self._known = "", {}
         self._errors: dict[str, float] = {}
+        self._verified: list[str] = []
 
     def seen(self, artifact: Artifact, samples: int) -> Loss:
         """Return the loss on the first of the samples that the race may use; their number is one of the looks."""
@@ -130,8 +131,11 @@ class Losses:
         return self._loss(artifact, self.parts.race, looks)
 
     def verified(self, artifact: Artifact) -> Loss:
-        """Return the loss on all samples that no look has used."""
-        return self._loss(artifact, self.parts.verification, [len(self.parts.verification)])
+        """Return the loss on all samples that no look has used, wider for each artefact that was verified before."""
+        if artifact.entry.digest not in self._verified:
+            self._verified.append(artifact.entry.digest)
+        loss = self._loss(artifact, self.parts.verification, [len(self.parts.verification)])
+        return loss.after(self._verified.index(artifact.entry.digest))
 
     def error(self, artifact: Artifact) -> float | None:
         """Return the distance of the outputs from float's at the last look, over theirs; None before the first."""

@@ -233,6 +233,7 @@ def measurement(
     from benchmarks.measurement import Measurement
 
     kind = _kind(request.node)
+    workshop.begin_case()
     benchmark.name, benchmark.fullname, benchmark.group = case.id, f"{kind}:{case.id}", case.model
     if kind in ("quantize", "peer"):
         return CostMeasurement(case, kind, workshop, benchmark)

@@ -107,6 +107,11 @@ class Workshop:
             self._models[name] = model_entry(name).load().load(self.settings.data)
         return self._models[name]
 
+    def begin_case(self) -> None:
+        """Let what earlier cases used leave a cache that has a limit, but for what is still held here."""
+        held = [self._prepared, self._baseline, self._baseline and self._baseline.tables]
+        self.cache.release(*(made.entry for made in held if made))
+
     def report(self, text: str) -> None:
         """Say what a long step is doing."""
         self._progress(text)

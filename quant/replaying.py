@@ -113,6 +113,11 @@ def read_recipe(path: Path | str) -> dict[str, object]:
     missing = [name for name in _NEEDED if not isinstance(recipe, dict) or name not in recipe]
     if missing:
         raise ValueError(f"{path} is no recipe: it has no {missing[0]}.")
+    named = ("method", "bits", "dynamic_granularity", "weights_sha256", "tables_sha256")
+    wrong = [name for name in named if not isinstance(recipe[name], str)]
+    wrong += [name for name in ("settings", "environment") if not isinstance(recipe.get(name, {}), dict)]
+    if wrong:
+        raise ValueError(f"{path} is no recipe: its {wrong[0]} is {recipe[wrong[0]]!r:.60}.")
     if recipe["format"] != FORMAT:
         raise ValueError(f"{path} has the format {recipe['format']}, which this version of the library cannot read.")
     return recipe

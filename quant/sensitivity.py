@@ -17,6 +17,7 @@ from torch.func import functional_call
 from quant.calibrate import Batch, as_tensors, first_samples
 from quant.graph import Edge, FloatGraph, QuantizedModel, simulate
 from quant.progress import steps
+from quant.reading import readable
 
 Changes = Mapping[str, Sequence[Tensor]]
 
@@ -83,7 +84,7 @@ def load(path: Path | str, graph: FloatGraph) -> Sensitivity:
     Raises:
         ValueError: the file is damaged, or of a model with other weights.
     """
-    try:
+    with readable(f"{path} holds no readable sensitivities", "measure them again"):
         entry = json.loads(Path(path).read_text())
         found = Sensitivity(
             str(entry["criterion"]),
@@ -92,8 +93,6 @@ def load(path: Path | str, graph: FloatGraph) -> Sensitivity:
             np.array(entry["errors"], dtype=np.float64),
             entry["weights_sha256"],
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no readable sensitivities ({error}): measure them again.") from error
     if found.errors.shape != (len(found.weights), len(found.formats)):
         raise ValueError(f"{path} holds no readable sensitivities (errors are missing): measure them again.")
     if found.weights_sha256 != graph.weights_sha256:

@@ -208,7 +208,7 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
         "base": judgement.base,
         "findings": [_finding(finding, records[finding.case]) for finding in ranked],
         "open": sum(finding.verdict in ("regressed", "inconclusive") for finding in ranked),
-        "sections": [(name, lines) for name, lines in sections(judgement) if name not in _IN_TABLE],
+        "sections": [(name, lines) for name, lines, _ in sections(judgement) if name not in _IN_TABLE],
     }
 
 

@@ -16,6 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
+from quant.reading import readable
+
 PACKAGE = "model.mlpackage"
 NAMES = "names.json"
 
@@ -55,7 +57,8 @@ class Program:
     def __init__(self, package: Path) -> None:
         self.folder = package
         self.model = coremltools().proto.Model_pb2.Model()
-        self.model.ParseFromString((package / SPECIFICATION).read_bytes())
+        with readable(f"{package.parent} holds no Core ML model", "compile it again"):
+            self.model.ParseFromString((package / SPECIFICATION).read_bytes())
         self.function = self.model.mlProgram.functions["main"]
         self.block = self.function.block_specializations[self.function.opset]
         self.operations = list(self.block.operations)
@@ -92,10 +95,9 @@ class Package(Program):
     """A package as the backend writes it, with its map of names beside it, read from ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / PACKAGE / SPECIFICATION).is_file():
-            raise ValueError(f"{folder} holds no Core ML model: compile it again.")
         super().__init__(folder / PACKAGE)
-        self.names: dict = json.loads((folder / NAMES).read_text())
+        with readable(f"{folder} holds no Core ML model", "compile it again"):
+            self.names = dict(json.loads((folder / NAMES).read_text()))
 
     def save(self, folder: Path, names: dict, operations: list | None = None) -> None:
         """Write the package into ``folder``, with other operations if any; their weights are stored there already."""

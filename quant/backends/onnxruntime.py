@@ -21,6 +21,7 @@ from quant.backends import evidence_of
 from quant.backends._onnx_session import open_session, quiet
 from quant.backends._onnx_splice import splice
 from quant.graph import FloatGraph, QuantizedModel
+from quant.reading import readable
 
 TARGETS = {"onnxruntime": {}}
 REQUIRES = {
@@ -85,8 +86,13 @@ def compile_native(
 
 
 def load(folder: Path, threads: int = 1, device: str | None = None) -> "Executable":
-    """Load an artefact into an inference session on ``threads`` threads."""
-    return Executable(Path(folder) / templates.MODEL, threads)
+    """Load an artefact into an inference session on ``threads`` threads.
+
+    Raises:
+        ValueError: the folder holds no model, or a damaged one.
+    """
+    with readable(f"{folder} holds no readable ONNX model", "compile it again"):
+        return Executable(Path(folder) / templates.MODEL, threads)
 
 
 class Executable:

@@ -19,6 +19,7 @@ from quant.backends._torch_lowering import Lowered, lower
 from quant.backends._torch_program import assemble
 from quant.graph import FloatGraph, QuantizedModel
 from quant.nodes import Graph
+from quant.reading import readable
 from quant.scheme import Scheme
 from quant.storage import load_graph, save_graph
 
@@ -153,7 +154,8 @@ def load(folder: Path, threads: int, device: str | None = None) -> Executable:
     folder, device = Path(folder), device or "cpu"
     quantized, native = artifact.read(folder)
     replaced = torchao.load(folder) if native else {}
-    lowered = lower(quantized, device, replaced)
+    with readable(f"{folder} holds no torch artefact that can run", "compile the model again"):
+        lowered = lower(quantized, device, replaced)
     by_torchao = {edge[1] for name in replaced for edge in quantized.graph.consumers(name)}
     on_integers = native in torchao.RUNS_ON_INTEGERS and device == "cpu"
     (lowered.native if on_integers else lowered.simulated).update(by_torchao)
