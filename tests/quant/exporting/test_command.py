@@ -64,7 +64,7 @@ def test_a_damaged_graph_is_refused(saved, capsys):
     (saved / "graph.json").write_text("[1")
     status, said = run(capsys, saved, "--format=pt2")
     assert status == 4
-    assert "no readable float graph" in said.err
+    assert "no readable graph" in said.err
 
 
 def test_sizes_are_of_megabytes():

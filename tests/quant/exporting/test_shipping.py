@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -116,14 +115,12 @@ def test_flawless_answers_pass(expected, good):
     [
         (lambda outputs: np.where(outputs == outputs.max(), np.nan, outputs), "NaN or infinity"),
         (lambda outputs: outputs * 1.02, "differ from the simulation's by 2 % of their norm"),
-        (lambda outputs: outputs + 0.005 * np.abs(outputs).max() * (outputs < 0), "differ|agrees"),
     ],
 )
 def test_answers_that_are_not_the_simulation_s_are_rejected(expected, good, change, reason):
     found = verdict(expected, replace(good, outputs=change(good.outputs).astype(np.float32)), None)
-    assert found["verdict"] == "rejected" or reason == "differ|agrees"
-    if found["verdict"] == "rejected":
-        assert re.search(reason, "; ".join(found["reasons"]))
+    assert found["verdict"] == "rejected"
+    assert reason in "; ".join(found["reasons"])
 
 
 def test_answers_that_agree_too_seldom_are_rejected(expected, good):
