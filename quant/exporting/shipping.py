@@ -39,6 +39,7 @@ def ship(
         raise ValueError(
             f"the runtime of {format.name} does not run here, so its memory is unknown: leave the limit out."
         )
+    made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     artifact = directory / format.artifact
     try:
@@ -52,8 +53,9 @@ def ship(
             artifact = artifact if validation["verdict"] == "pass" else rejected(artifact)
             written.rename(artifact)
     except ValueError:
-        with suppress(OSError):
-            directory.rmdir()  # it stays where it holds anything
+        if made:
+            with suppress(OSError):
+                directory.rmdir()  # it stays where it holds anything
         raise
     (directory / VALIDATION).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
     _write_sample(expected, directory / SAMPLE)
