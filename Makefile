@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python -m
 K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 
 # The main methods on every model of the zoo, for which of them win on which family.
-INSIGHT := onnxruntime and (int8 or int4) and not (adaround or palette or quick or outliers or dynamic or \
+INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or outliers or dynamic or \
 	qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
 
 SAVE ?= ci

@@ -107,7 +107,7 @@ def parts_of(model: Model, drop: Drop) -> Parts:
     chosen = np.isin(samples.clusters, list(raced))
     if chosen.all():
         raise DataError(f"All samples of {model.name} come from one source, so none are left to verify: add others.")
-    parts = Parts(_picked(samples, chosen), _picked(samples, ~chosen))
+    parts = Parts(samples.where(chosen), samples.where(~chosen))
     _refuse_too_few(model, drop, parts.verification)
     return parts
 
@@ -207,11 +207,6 @@ def loss_text(loss: Loss, unit: str, fresh: bool = False) -> str:
 def _joined(pieces: Sequence[Answers]) -> Answers:
     outputs = np.concatenate([piece.outputs for piece in pieces])
     return Answers(outputs, judging.joined_contributions([piece.contributions for piece in pieces]))
-
-
-def _picked(samples: Samples, chosen: np.ndarray) -> Samples:
-    labels = None if samples.labels is None else samples.labels[chosen]
-    return Samples(tuple(values[chosen] for values in samples.inputs), labels, samples.clusters[chosen])
 
 
 def _scale(unit: Unit, before: float) -> float:

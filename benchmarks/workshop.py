@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import footprint, judging
+from benchmarks import cascading, footprint, judging
 from benchmarks.answers import Answers
 from benchmarks.footprint import Footprint
 from benchmarks.matrix import Case
@@ -47,6 +47,7 @@ class Settings:
     case_seconds        after which judging stops
     data                where labelled data of the user's lies
     memory              whether the memory of artefacts is measured
+    max_drop            the share of its answers that an adaptive case may lose against float
     """
 
     threads: int = 1
@@ -55,6 +56,7 @@ class Settings:
     case_seconds: float = 300.0
     data: DataOptions = field(default_factory=DataOptions)
     memory: bool = False
+    max_drop: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A case's saved artefact, loaded into its runtime."""
+    """A case's saved artefact, loaded into its runtime; ``parts`` are those that a cascade is made of."""
 
     case: Case
     executable: Executable
     entry: Entry
     tables: Tables | None
+    parts: "tuple[Artifact, ...]" = ()
 
 
 class CannotRun(ValueError):
@@ -131,7 +134,8 @@ class Workshop:
         return self._prepared
 
     def quantize(self, case: Case, calibration: Samples) -> Tables | None:
-        """Return the case's tables; None where the runtime's own quantizer needs none."""
+        """Return the case's tables, of a cascade those that answer first; None for the runtime's own quantizer."""
+        case = case.first
         if case.method_entry.native:
             return None
         prepared, method = self.prepare(case.model), case.method_entry
@@ -155,7 +159,7 @@ class Workshop:
             self._progress(f"quantizing with {case.method}")
             batches = calibration_batches(calibration) if method.calibrates else []
             granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
-            made = quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress, training)
+            made = quantize(prepared.graph, method, case.bits, batches, granularity, self._progress, training)
             save(made, folder)
 
         entry = self.cache.entry("tables", key, build)
@@ -166,8 +170,10 @@ class Workshop:
 
         Raises:
             CannotRun: the backend lacks something that the model needs.
+            NoCascade: the case is a cascade, for which its model has no classes or too few samples.
         """
-        return self.compile_graph(self.prepare(case.model), case, tables, calibration)
+        artifact = self.compile_graph(self.prepare(case.model), case.first, tables, calibration)
+        return artifact if case == case.first else cascading.cascade(self, case, artifact)
 
     def compile_graph(
         self, prepared: Prepared, case: Case, tables: Tables | None, calibration: Samples | None

@@ -103,7 +103,7 @@ def resolve(operator: str) -> Callable:
         found = None
     if not isinstance(found, torch._ops.OpOverload):
         raise ValueError(f"unknown operator {operator!r}: this torch ({torch.__version__}) does not have it.")
-    if any(argument.name in _FILE_ARGUMENTS for argument in found._schema.arguments):
+    if any(argument.name in _FILE_ARGUMENTS and "str" in str(argument.type) for argument in found._schema.arguments):
         raise ValueError(f"the operator {operator!r} opens files, which no model may do.")
     return found
 

@@ -8,9 +8,11 @@ set. Whoever wrote it may add what else is known, such as how much the model los
 """
 
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,7 +52,7 @@ def recipe_of(
         "format": FORMAT,
         "method": made["method"],
         "bits": made["bits"],
-        "settings": method(made["method"]).settings,
+        "settings": made["settings"],
         "dynamic_granularity": dynamic_granularity,
         "seed": SEED,
         "weights_sha256": quantized.graph.weights_sha256,
@@ -82,13 +84,17 @@ def replay(
     recipe = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
     if recipe["weights_sha256"] != graph.weights_sha256:
         raise ValueError(f"{name} is of other weights than this model's: search again with these.")
-    chosen = method(recipe["method"])
-    if chosen.settings != recipe["settings"]:
-        raise ValueError(f"{name} has other settings of {chosen.name} than this version of the library: search again.")
+    chosen = replace(method(recipe["method"]), settings=recipe["settings"])
+    unknown = chosen.settings.keys() - inspect.signature(chosen.entry.load().quantize).parameters.keys()
+    if unknown:
+        raise ValueError(
+            f"{name} has the setting {min(unknown)!r}, which {chosen.name} does not have in this version of the "
+            "library: search again."
+        )
     if recipe.get("calibration_sha256"):
         _check_calibration(name, recipe["calibration_sha256"], calibration)
     granularity = recipe["dynamic_granularity"]
-    quantized = quantize(graph, chosen.name, recipe["bits"], calibration, granularity, progress)
+    quantized = quantize(graph, chosen, recipe["bits"], calibration, granularity, progress)
     differing = _differences(recipe.get("environment", {}))
     equal = tables_sha256(quantized) == recipe["tables_sha256"]
     if differing:
@@ -134,10 +140,12 @@ def calibration_sha256(batches: Sequence[Batch]) -> str:
 
 
 def tables_sha256(quantized: QuantizedModel) -> str:
-    """Return the digest of a quantized model as it is saved."""
+    """Return the digest of a quantized model as it is saved, in whatever order its tables were filled."""
+    tables = ("weights", "floats", "activations")
+    ordered = {name: dict(sorted(getattr(quantized, name).items(), key=lambda entry: str(entry[0]))) for name in tables}
     digest = hashlib.sha256()
     with TemporaryDirectory() as folder:
-        save(quantized, folder)
+        save(replace(quantized, **ordered), folder)
         for file in sorted(Path(folder).iterdir()):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

@@ -84,7 +84,8 @@ def validate(record: Any) -> list[str]:
     problems = [] if _is_plain(record) else _impurities(record, "")
     for name, check in (("schema", _schema), ("kind", _one_of(*KINDS)), ("evidence", _one_of(*EVIDENCE))):
         problems += _problems(name, check, record)
-    for name, fields in {**SECTIONS, **OF_KIND.get(str(record.get("kind")), {})}.items():
+    optional = {name: fields for name, fields in OPTIONAL.items() if name in record}
+    for name, fields in {**SECTIONS, **OF_KIND.get(str(record.get("kind")), {}), **optional}.items():
         problems += _section_problems(name, fields, record)
     return problems + _contradictions(record)
 
@@ -267,6 +268,27 @@ OF_KIND: dict[str, dict[str, dict[str, Check | dict[str, Check]]]] = {
     }
 }
 """The sections that records of one kind alone have."""
+
+OPTIONAL: dict[str, dict[str, Check | dict[str, Check]]] = {
+    "adaptive": {
+        "first": _text,
+        "stronger": _text,
+        "sureness": _text,
+        "threshold": _number,
+        "max_drop": _share,
+        "confidence": _share,
+        "sources": _count,
+        "lost_when_certified": _share,
+        "answers": _count,
+        "escalated": _share,
+        "difference": _number,
+        "ci95": _interval,
+        "resplits": {"count": _count, "held": _count, "largest_loss": _number},
+        "expected_seconds": _non_negative,
+        "worst_seconds": _non_negative,
+    }
+}
+"""The sections that some records have: those of cascades."""
 
 
 def _section_problems(name: str, fields: dict, record: Record) -> list[str]:

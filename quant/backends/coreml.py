@@ -43,6 +43,7 @@ REFUSES = {
 }
 TEMPLATE_PER_PRECISION = True
 RUNS_ON = "darwin"
+WIDTHS = [4, 8]
 NATIVE = {
     "native": {
         "int8": "coremltools linear_quantize_weights, symmetric per output channel",

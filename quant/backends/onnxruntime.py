@@ -48,6 +48,7 @@ NATIVE = {
     "native_dynamic": {"int8": "quantize_dynamic"},
 }
 DYNAMIC_GRANULARITY = "tensor"
+WIDTHS = [2, 4, 8]
 
 
 def version() -> str:

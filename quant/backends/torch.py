@@ -45,6 +45,7 @@ NATIVE = {
 }
 NATIVE_REQUIRES = {"torchao": "pip install torchao"}
 DYNAMIC_GRANULARITY = "token"
+WIDTHS = [2, 3, 4, 5, 6, 8]
 
 _FINGERPRINT = "fingerprint.json"
 

@@ -244,7 +244,7 @@ MUTANTS = [
             "lambda growth: -math.expm1(growth)": "lambda growth: math.expm1(growth)",
             "_variance_of_median(rounds) + between_runs**2": "_variance_of_median(rounds)",
             "_variance_of_mean(sums, sizes) / independent, 1.0)": "1.0, 1.0)",
-            "[2.5, 97.5]": "[5, 95]",
+            "(0.025 * last, 0.975 * last)": "(0.05 * last, 0.95 * last)",
         },
     ),
     *_of(

@@ -73,7 +73,11 @@ class Project:
         """Return pytest's exit status and what it printed; one that never ends counts as failed."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         # Bytecode is recognized by the second it was written in: an edit of the same length could go unseen.
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(self._folder),
+        }
         try:
             done = subprocess.run(
                 command, cwd=self._folder, env=environment, timeout=_TIMEOUT,
