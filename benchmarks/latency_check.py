@@ -14,20 +14,18 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.layer_latency import measure_static, medians
+from benchmarks.layer_latency import compiled, measure_static, medians
 from benchmarks.lines import Lines
 from benchmarks.matrix import Case
 from benchmarks.mixing_static import BITS, METHOD, rank
 from benchmarks.timing import Call
-from benchmarks.workshop import Settings, Tables, Workshop
+from benchmarks.workshop import Settings, Workshop
 from fixtures.cache import Cache
 from fixtures.metrics import spearman
 from fixtures.plugin import DEFAULT_CACHE
 from quant.graph import QuantizedModel
 from quant.latency import Latency
 from quant.methods.mixed_static import choose, foreseen
-from quant.replaying import tables_sha256
-from quant.storage import save
 
 MODEL, BACKEND = "minilm", "onnxruntime"
 MIXTURES = 8
@@ -91,11 +89,8 @@ def _mixtures(errors: Mapping[str, float], latency: Latency, count: int) -> list
 
 def _call(workshop: Workshop, name: str, backend: str, quantized: QuantizedModel) -> Call:
     """Return a call of tables on a backend with the batch that is timed."""
-    entry = workshop.cache.entry("tables", {"tables": tables_sha256(quantized)}, lambda path: save(quantized, path))
-    calibration = workshop.calibration(name)
-    case = Case(name, METHOD, BITS, backend)
-    artifact = workshop.compile(case, Tables(quantized, entry), calibration)
-    inputs = workshop.first_batch(calibration)
+    artifact = compiled(workshop, Case(name, METHOD, BITS, backend), quantized)
+    inputs = workshop.first_batch(workshop.calibration(name))
     return lambda: artifact.executable(*inputs)
 
 

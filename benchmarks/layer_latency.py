@@ -5,7 +5,8 @@ shared. Formats are timed in turns, in one process, and the model as a whole in 
 operators' are fitted. What an operator is in a format is taken from the tables of a case, scales on inputs and all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,15 +17,17 @@ import quant
 from benchmarks.load import Watch
 from benchmarks.matrix import Case
 from benchmarks.timing import TOO_BUSY, Call, seconds_of
-from benchmarks.workshop import Artifact, Workshop
+from benchmarks.workshop import Artifact, Tables, Workshop
 from fixtures.cache import source_digest
 from quant import hardware, latency
 from quant.cutting import cut, record, signature, values_read, written_in_integers
 from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
 from quant.latency import Latency, Unit
 from quant.methods.mixed_static import FORMATS
+from quant.methods.static import activations_left
 from quant.nodes import Node
-from quant.replaying import environment
+from quant.replaying import environment, tables_sha256
+from quant.storage import save
 
 SECONDS = 1.0
 """How long an operator is timed in all formats together, if a few rounds fit."""
@@ -76,6 +79,12 @@ def measure(workshop: Workshop, cases: Sequence[Case]) -> Latency:
     return latency.load(entry.path / "latency.json", workshop.prepare(model).graph)
 
 
+def compiled(workshop: Workshop, case: Case, quantized: QuantizedModel) -> Artifact:
+    """Return the artefact of tables that no method made, on the model and backend of a case."""
+    entry = workshop.cache.entry("tables", {"tables": tables_sha256(quantized)}, lambda path: save(quantized, path))
+    return workshop.compile(case, Tables(quantized, entry), workshop.calibration(case.model))
+
+
 def medians(calls: Sequence[Call], seconds: float, threads: int) -> np.ndarray:
     """Return float64 [calls], the median seconds of each, taken in turns for about so many seconds.
 
@@ -115,6 +124,31 @@ class _Measurement:
 
     def run(self, conditions: dict[str, str]) -> Latency:
         narrow = np.array([bool(tables.activations) for tables in self._tables])
+        operators, converting = self._alone(narrow)
+        names, seconds, conversions = latency.assembled(self._units, operators, converting, narrow)
+        mixtures = _mixtures(names) if conversions and not narrow.all() else []
+        whole = self._whole([self._mixed(wide, narrow) for wide in mixtures])
+        factors, rest = latency.fitted(seconds.sum(0), whole[: len(narrow)])
+        seconds *= factors
+        if mixtures:
+            formats = [np.where(np.isin(names, list(wide)), narrow.argmin(), narrow.argmax()) for wide in mixtures]
+            apart = [rest + seconds[np.arange(len(names)), chosen].sum() for chosen in formats]
+            crossed = np.array([latency.crossed(self._units, wide) for wide in mixtures])
+            converting = latency.fitted_conversions(np.array(converting), crossed, whole[len(narrow) :] - apart)
+            _, _, conversions = latency.assembled(self._units, operators, converting, narrow)
+        return Latency(
+            self._case.backend,
+            conditions,
+            names,
+            tuple(artifact.case.bits for artifact in self._artifacts),
+            seconds,
+            conversions,
+            rest,
+            self._graph.weights_sha256,
+        )
+
+    def _alone(self, narrow: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
+        """Return of each unit its operators' seconds in each format, and those of converting what it reads."""
         operators, converting = [], []
         for position, unit in enumerate(self._units):
             self._workshop.report(f"timing operators on {self._case.backend}: {position + 1} of {len(self._units)}")
@@ -127,24 +161,20 @@ class _Measurement:
             taken = np.maximum(taken - narrow * (conversion + writes), 0)
             operators.append(np.outer(_shares(self._graph, unit), taken))
             converting.append(conversion)
-        names, seconds, conversions = latency.assembled(self._units, operators, converting, narrow)
-        factors, rest = latency.fitted(seconds.sum(0), self._whole())
-        grown = float(factors[narrow].mean()) if narrow.any() else 1.0
-        return Latency(
-            self._case.backend,
-            conditions,
-            names,
-            tuple(artifact.case.bits for artifact in self._artifacts),
-            seconds * factors,
-            tuple((maker, reader, cost * grown) for maker, reader, cost in conversions),
-            rest,
-            self._graph.weights_sha256,
-        )
+        return operators, converting
 
-    def _whole(self) -> np.ndarray:
+    def _whole(self, mixtures: Sequence[Artifact]) -> np.ndarray:
+        """Return the seconds of the whole model in each format, then those of ``mixtures``."""
         self._workshop.report(f"timing the whole model on {self._case.backend}")
-        calls = [lambda one=one: one.executable(*self._inputs) for one in self._artifacts]
+        calls = [lambda one=one: one.executable(*self._inputs) for one in (*self._artifacts, *mixtures)]
         return medians(calls, _WHOLE * SECONDS, self._workshop.settings.threads)
+
+    def _mixed(self, wide: Collection[str], narrow: np.ndarray) -> Artifact:
+        """Return the model with the operators ``wide`` left as they are, for its time: its outputs are of no use."""
+        tables = self._tables[int(narrow.argmax())]
+        weights = {name: weight for name, weight in tables.weights.items() if name not in wide}
+        activations = activations_left(self._graph, list(weights), tables.activations)
+        return compiled(self._workshop, self._case, replace(tables, weights=weights, activations=activations))
 
     def _conversion(self, value: str, quantizers: Sequence[ActivationQuantizer | None]) -> float:
         """Return the seconds of quantizing a value, taken as half of those of quantizing and dequantizing it."""
@@ -177,6 +207,12 @@ class _Measurement:
                 for index, part in enumerate(parts)
             ]
             return medians([lambda one=one: one(*inputs) for one in executables], SECONDS, threads)
+
+
+def _mixtures(names: Sequence[str]) -> list[set[str]]:
+    """Return operators to leave wide such that many have neighbours in another format."""
+    thirds = set(names[::3])
+    return [set(names[::2]), set(names[1::2]), thirds, set(names) - thirds]
 
 
 def _read_through(tables: QuantizedModel, unit: Unit) -> ActivationQuantizer | None:

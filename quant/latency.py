@@ -2,13 +2,14 @@
 
 As the tables of operators in Cai et al., "ProxylessNAS", 2019 (arXiv:1812.00332) and Wang et al., "HAQ", 2019
 (arXiv:1811.08886). An operator alone is no faster than in the model, and often slower, because a runtime fuses what
-lies beside it; so tables are fitted to the time of the whole model in each format (:func:`fitted`). What is not
-measured is estimated from multiply-accumulates, which ranks operators of one kind and knows no runtime.
+lies beside it; so tables are fitted to the time of the whole model in each format (:func:`fitted`), and conversions to
+those of mixtures (:func:`fitted_conversions`). What is not measured is estimated from multiply-accumulates, which ranks
+operators of one kind and knows no runtime.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,28 @@ def fitted(parts: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, float]:
     return (whole - rest) / parts, rest
 
 
+def fitted_conversions(converting: np.ndarray, crossed: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """Return what conversions take (float64 [units]) where mixtures of formats show it: more than one alone does.
+
+    A runtime lays out values otherwise for its kernels of another format, which an operator alone does not show. So a
+    conversion becomes a multiple of what it takes alone, and as much for each, by least squares, nothing negative.
+
+    Args:
+        converting: float64 [units], seconds of each conversion alone.
+        crossed: float64 [mixtures, units], how much of each conversion a mixture needs, from 0 to 1.
+        beyond: float64 [mixtures], seconds that it takes beside those of its operators and the rest.
+    """
+    columns = np.stack([crossed @ converting, crossed.sum(1)], 1)
+    best, least = np.zeros(2), float(np.square(beyond).sum())
+    for used in ([0, 1], [0], [1]):
+        found = np.zeros(2)
+        found[used] = np.linalg.lstsq(columns[:, used], beyond, rcond=None)[0]
+        error = float(np.square(columns @ found - beyond).sum())
+        if (found >= 0).all() and error < least:
+            best, least = found, error
+    return best[0] * converting + best[1]
+
+
 @dataclass(frozen=True)
 class Unit:
     """Operators that read one value, which is converted once for all of them.
@@ -160,6 +183,16 @@ def units(quantized: QuantizedModel) -> list[Unit]:
     return [
         Unit(value, *zip(*of_value, strict=True), tuple(made(graph, value, names))) for value, of_value in found.items()
     ]
+
+
+def crossed(found: Sequence[Unit], wide: Collection[str]) -> np.ndarray:
+    """Return float64 [units], of the makers and readers of each value the share of pairs that only one is ``wide`` of.
+
+    It is 0 where integers could not pass between them anyway.
+    """
+    pairs = [[(maker, name) for maker in unit.makers for name in unit.names] for unit in found]
+    differing = [[(maker in wide) != (name in wide) for maker, name in of_unit] for of_unit in pairs]
+    return np.array([np.mean(of_unit) if of_unit else 0.0 for of_unit in differing])
 
 
 def work(graph: FloatGraph, unit: Unit) -> list[float]:

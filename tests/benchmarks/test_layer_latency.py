@@ -42,9 +42,12 @@ def workshop(folder):
 
 def test_operators_and_whole_add_up(workshop, monkeypatch):
     wholes = []
-    monkeypatch.setattr(
-        layer_latency._Measurement, "_whole", lambda self: wholes.append(_whole(self)) or np.array([0.04, 0.09])
-    )
+
+    def whole(self, mixtures):
+        wholes.append(_whole(self, mixtures))
+        return np.array([0.04, 0.09, *[0.08] * len(mixtures)])
+
+    monkeypatch.setattr(layer_latency._Measurement, "_whole", whole)
     latency = measure_static(workshop, "digits", "torch")
     assert latency.formats == ("int8", "fp32")
     assert latency.conditions["batch"] == "2"
@@ -52,6 +55,8 @@ def test_operators_and_whole_add_up(workshop, monkeypatch):
     assert set(latency.weights) == set(static.quantized.weights)
     np.testing.assert_allclose(latency.seconds.sum(0) + latency.rest, [0.04, 0.09])
     assert (wholes[0] > 0).all()
+    # A mixture that takes longer than its operators shows what conversions take.
+    assert sum(seconds for _, _, seconds in latency.conversions) > 0.01
     monkeypatch.setattr(layer_latency, "medians", _never)
     again = measure_static(Workshop(workshop.cache, Settings(batch=2)), "digits", "torch")
     np.testing.assert_array_equal(again.seconds, latency.seconds)

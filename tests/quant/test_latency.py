@@ -6,7 +6,17 @@ import pytest
 import torch
 
 import quant
-from quant.latency import ESTIMATED, Latency, assembled, estimated, fitted, load, units
+from quant.latency import (
+    ESTIMATED,
+    Latency,
+    assembled,
+    crossed,
+    estimated,
+    fitted,
+    fitted_conversions,
+    load,
+    units,
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +104,33 @@ def test_fitted_times_add_up_to_those_of_the_models():
         assert rest >= 0
         assert (factors > 0).all()
         assert rest == 0 or factors.min() == pytest.approx(1)
+
+
+def test_conversions_are_fitted_as_by_nonnegative_least_squares():
+    optimize, generator = pytest.importorskip("scipy.optimize"), np.random.default_rng(0)
+    for planted in ((3, 0.2), (0, 0.4), (2, 0), (0, 0), (-1, 0.3), (4, -0.2), (-1, -1)):
+        for _ in range(10):
+            alone, shares = generator.uniform(0, 1, 6), generator.uniform(0, 1, (4, 6))
+            columns = np.stack([shares @ alone, shares.sum(1)], 1)
+            beyond = columns @ planted + generator.normal(0, 0.05, 4)
+            multiple, each = optimize.nnls(columns, beyond)[0]
+            np.testing.assert_allclose(fitted_conversions(alone, shares, beyond), multiple * alone + each, atol=1e-9)
+
+
+def test_mixtures_that_show_nothing_leave_conversions_free():
+    assert not fitted_conversions(np.zeros(3), np.zeros((2, 3)), np.ones(2)).any()
+    assert fitted_conversions(np.zeros(3), np.ones((2, 3)), np.full(2, 0.6)) == pytest.approx([0.2] * 3)
+
+
+def test_a_conversion_is_crossed_where_makers_and_readers_differ(residual):
+    found = units(residual)
+
+    def shares(*wide):
+        return {unit.names[0]: share for unit, share in zip(found, crossed(found, wide), strict=True) if share}
+
+    assert shares() == shares(*(name for unit in found for name in unit.names)) == {}
+    assert shares("stem.0.weight") == {"branch.0.weight": 1, "depthwise.weight": 0.5}
+    assert shares("head.weight", "hidden.weight") == {"hidden.weight": 1}
 
 
 def test_operators_that_read_one_value_are_one_unit(transformer):
