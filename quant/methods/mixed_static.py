@@ -18,6 +18,7 @@ from quant.graph import FloatGraph, QuantizedModel
 from quant.latency import Latency, estimated
 from quant.methods.smoothquant import Smoothed, smooth
 from quant.mixed import Problem, least_cost, least_error
+from quant.replaying import calibration_sha256
 from quant.scheme import Scheme
 from quant.sensitivity import output_errors
 
@@ -27,6 +28,7 @@ FORMATS = ("int8", "fp32")
 _WIDE = FORMATS.index("fp32")
 _GIVEN_UP = 0.1
 """The share of what 8 bits save that wide operators may cost where nothing else bounds it."""
+_LAST: dict[tuple, Smoothed] = {}
 
 
 def quantize(
@@ -43,7 +45,7 @@ def quantize(
     """
     if wide is None:
         return ranked(graph, scheme, calibration).chosen()
-    smoothed = smooth(graph, scheme, calibration)
+    smoothed = _remembered(graph, scheme, calibration)
     strange = [name for name in wide if name not in smoothed.whole.weights]
     if strange:
         raise ValueError(f"{strange[0]!r} is to be left wide, but is no weight that would be in 8 bits.")
@@ -131,8 +133,17 @@ def ranked(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch]) -> R
     Raises:
         ValueError: there is no calibration data, or a value or a weight holds NaN or infinity.
     """
-    smoothed = smooth(graph, scheme, calibration)
+    smoothed = _remembered(graph, scheme, calibration)
     return Ranked(smoothed, output_errors(smoothed.whole, calibration))
+
+
+def _remembered(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch]) -> Smoothed:
+    """Return the graph with smoothed inputs, not made anew where this process did so last: choices come one by one."""
+    key = (id(graph), scheme, calibration_sha256(calibration))  # what is remembered keeps the graph, and so its id
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = smooth(graph, scheme, calibration)
+    return _LAST[key]
 
 
 def _budget(program: Problem, latency: Latency, max_latency: float | None) -> float:
