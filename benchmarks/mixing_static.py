@@ -134,9 +134,9 @@ class StaticMixer:
                 f"{len(made.choice.wide)} of {len(self.errors)} operators left wide: a call takes "
                 f"{1e3 * made.seconds:.3g} ms, where {1e3 * made.choice.seconds:.3g} ms were foreseen"
             )
-            allowed = made.choice.seconds - (made.seconds - seconds)
-            if allowed < least.seconds:
+            if not made.choice.wide:
                 break
+            allowed = max(least.seconds, made.choice.seconds - (made.seconds - seconds))
         raise ValueError(
             f"nothing that was made takes {1e3 * seconds:.3g} ms at most, the last took {1e3 * made.seconds:.3g} ms: "
             "allow a little more."

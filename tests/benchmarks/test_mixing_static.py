@@ -119,6 +119,14 @@ def test_what_takes_longer_than_foreseen_is_left_narrower(run, clock):
     assert recipe["measured"]["seconds"] <= 17e-3
 
 
+def test_all_in_8_bits_is_the_last_that_is_tried(run, clock):
+    clock.late = [9e-3, 0]
+    status, _, _, recipe = run("--max-latency", "12ms")
+    assert status == 0
+    assert [len(choice.wide) for choice in clock.made] == [1, 0]
+    assert recipe["settings"]["wide"] == []
+
+
 def test_what_never_becomes_as_fast_is_refused(run, clock):
     clock.late = [9e-3] * 9
     status, out, err, recipe = run("--max-latency", "9.5ms")
