@@ -19,6 +19,7 @@ from quant.graph import FloatGraph, QuantizedModel
 from quant.methods.static import makers
 from quant.mixed import Conversion
 from quant.nodes import QUANTIZABLE, Node, data_of, weights_of
+from quant.reading import readable
 
 ESTIMATED = "multiply-accumulates"
 """The backend of a latency model that nobody measured; its seconds are multiply-accumulates in 8 bits."""
@@ -92,7 +93,7 @@ def load(path: Path | str, graph: FloatGraph) -> Latency:
     Raises:
         ValueError: the file is damaged, or of a model with other weights.
     """
-    try:
+    with readable(f"{path} holds no readable latency model", "measure it again"):
         entry = json.loads(Path(path).read_text())
         found = Latency(
             str(entry["backend"]),
@@ -104,8 +105,6 @@ def load(path: Path | str, graph: FloatGraph) -> Latency:
             float(entry["rest"]),
             entry["weights_sha256"],
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no readable latency model ({error}): measure it again.") from error
     if found.weights_sha256 != graph.weights_sha256:
         raise ValueError(f"{path} was measured of other weights than this graph's: measure the model again.")
     return found
