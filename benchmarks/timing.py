@@ -86,14 +86,14 @@ class Interleaver:
 
     def setup(self) -> None:
         if self._round % 2 == 0:
-            self.twin.append(_seconds(self._models.twin))
-            self.baseline.append(_seconds(self._models.baseline))
+            self.twin.append(seconds_of(self._models.twin))
+            self.baseline.append(seconds_of(self._models.baseline))
         self._models.variant()
 
     def teardown(self) -> None:
         if self._round % 2 == 1:
-            self.baseline.append(_seconds(self._models.baseline))
-            self.twin.append(_seconds(self._models.twin))
+            self.baseline.append(seconds_of(self._models.baseline))
+            self.twin.append(seconds_of(self._models.twin))
         self._round += 1
 
     def run(self, rounds: int) -> list[float]:
@@ -221,7 +221,7 @@ def _scattered(baseline: Sequence[float], variant: Sequence[float]) -> bool:
     return math.log(high / low) > 2 * WIDE
 
 
-def _seconds(call: Call) -> float:
+def seconds_of(call: Call) -> float:
     """Return the seconds of a call, after one that is not timed."""
     call()
     start = time.perf_counter()

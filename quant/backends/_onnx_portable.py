@@ -39,6 +39,9 @@ class _PortableSplicer(Splicer):
     def _has_integer_kernel(self, consumer: ir.Node) -> bool:
         return True
 
+    def _loses_its_quantizers(self, consumer: ir.Node) -> bool:
+        return False
+
     def _real_weight(self, name: str, tensor: QuantizedTensor) -> ir.Value:
         axis = axis_of_scales(tensor)
         if axis is None:
