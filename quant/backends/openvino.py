@@ -25,6 +25,7 @@ from quant.backends import evidence_of
 from quant.backends._onnx_session import quiet
 from quant.backends._openvino_dynamic import leave_inputs_to_kernels
 from quant.graph import FloatGraph, QuantizedModel
+from quant.reading import readable
 from quant.scheme import parse
 
 TARGETS = {"openvino": {}}
@@ -111,8 +112,13 @@ def compile_native(
 
 
 def load(folder: Path, threads: int = 1, device: str | None = None) -> "Executable":
-    """Load an artefact and compile it for ``threads`` threads."""
-    return Executable(Path(folder), threads)
+    """Load an artefact and compile it for ``threads`` threads.
+
+    Raises:
+        ValueError: the folder holds no model, or a damaged one.
+    """
+    with readable(f"{folder} holds no readable OpenVINO model", "compile it again"):
+        return Executable(Path(folder), threads)
 
 
 class Executable:

@@ -215,3 +215,10 @@ def test_the_number_of_inputs_is_checked(text):
     executable = text.load(text.quantize("float", "fp32"))
     with pytest.raises(ValueError, match="takes 1 inputs, not 2"):
         executable(text.example.numpy(), text.example.numpy())
+
+
+def test_a_damaged_model_is_one_sentence(text, tmp_path):
+    openvino.compile(text.quantize("rtn", "int8"), text.template, tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"holds no readable OpenVINO model .*: compile it again"):
+        openvino.load(tmp_path)
