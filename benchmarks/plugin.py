@@ -168,17 +168,20 @@ def _name(item: pytest.Item) -> str:
     return item.callspec.id if kind == "inference" else f"{kind}:{item.callspec.id}"
 
 
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     items = [item for item in items if is_case(item)]
     if not items:
-        return None
+        return []
     known = known_seconds(config)
     expected = sum(known.get(_name(item), DEFAULT_SECONDS) for item in items)
     models = sorted({item.callspec.params["case"].model for item in items})
-    return (
+    planned = (
         f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min. "
         "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
     )
+    cases = [item.callspec.params["case"] for item in items]
+    warning = environment.saturation_warning(case for case in cases if isinstance(case, Case))
+    return [planned, *([f"Warning: {warning}"] if warning else [])]
 
 
 @pytest.fixture(scope="session")

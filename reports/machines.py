@@ -7,7 +7,7 @@ from reports.runs import Run
 
 Environment = dict[str, Any]
 
-RUNTIME = ("isa", "threads", "versions")
+RUNTIME = ("isa", "isa_caps", "threads", "versions")
 """What decides a ratio of two times that were measured together; absolute times depend on all of an environment."""
 
 
@@ -26,9 +26,16 @@ def differences(current: Environment, saved: Environment, names: tuple[str, ...]
     ]
 
 
+def instructions(environment: Environment) -> str:
+    """Return the instruction sets of an environment, and what kept libraries from using them."""
+    caps = (environment.get("isa_caps") or {}).items()
+    return " ".join([*(environment.get("isa") or []), *(f"{name}={value}" for name, value in caps)])
+
+
 def _shown(value: object, other: object) -> str:
-    """Of versions only those that differ, of the rest all."""
-    if isinstance(value, dict) and isinstance(other, dict):
+    """Of versions and caps only those that differ, of the rest all."""
+    if isinstance(value, dict):
+        other = other if isinstance(other, dict) else {}
         differing = [f"{name} {value[name]}" for name in value if value[name] != other.get(name)]
         return ", ".join(differing) or "none"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -10,6 +10,7 @@ A backend's file starts with literal constants that are read without importing i
     NATIVE    method name -> {bits word: what the runtime's own quantizer is called}
     TEMPLATE_PER_PRECISION  whether a float16 program needs a template of its own
     RUNS_ON   the one platform on which the runtime itself runs; elsewhere its artefacts are evaluated otherwise
+    INTEGER_KERNELS  whether 8-bit activations are multiplied with 8-bit weights by the processor itself
     DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
 
 and holds the functions of :class:`Backend`. Backends read the tables and know nothing of methods.

@@ -10,10 +10,10 @@ from pathlib import Path
 import onnxruntime
 
 
-def open_session(model: Path, threads: int = 1, **settings: object) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, threads: int = 1, **settings: object) -> onnxruntime.InferenceSession:
     """Return a session on the CPU that computes on ``threads`` threads and logs errors only.
 
-    ``settings`` are attributes of ``onnxruntime.SessionOptions``.
+    ``model`` is a file, or what one holds; ``settings`` are attributes of ``onnxruntime.SessionOptions``.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -37,8 +37,8 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8"],
-    "dynamic": ["int8", "w4a8"],
+    "static": ["int8", "int8_reduced"],
+    "dynamic": ["int8", "int8_reduced", "w4a8"],
 }  # fmt: skip
 REFUSES = {"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU."}
 NATIVE = {
@@ -46,6 +46,7 @@ NATIVE = {
     "native_static": {"int8": "quantize_static"},
     "native_dynamic": {"int8": "quantize_dynamic"},
 }
+INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "tensor"
 
 

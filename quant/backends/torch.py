@@ -32,8 +32,8 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8"],
-    "dynamic": ["int8", "w4a8"],
+    "static": ["int8", "int8_reduced"],
+    "dynamic": ["int8", "int8_reduced", "w4a8"],
 }  # fmt: skip
 REFUSES = {
     "native_static": "torch quantizes static int8 only through torch.compile (PT2E), half a minute or more per shape.",
@@ -43,6 +43,7 @@ NATIVE = {
     "native_dynamic": {"int8": "torchao Int8DynamicActivationInt8WeightConfig"},
 }
 NATIVE_REQUIRES = {"torchao": "pip install torchao"}
+INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "token"
 
 _FINGERPRINT = "fingerprint.json"

@@ -9,16 +9,12 @@ import re
 
 from quant.hardware._parts import Accelerator, Machine, Processor
 from quant.hardware.bandwidth import Bandwidth
+from quant.hardware.saturation import saturates
 
 _STORED_BITS = {"int4": 5, "int8": 9, "fp32": 32}
 """Bits per weight, with a scale and a zero point of 16 bits each for every group of 32."""
 _FIRST_INT8_NEURAL_ENGINE = 4
 _INT8, _BF16, _FP8, _FP4 = (7, 5), (8, 0), (8, 9), (10, 0)
-
-
-def saturates(processor: Processor) -> bool:
-    """Return whether kernels for u8 activations and s8 weights add products in 16 bits, where two may be too much."""
-    return processor.has("avx2") and not processor.has("avx512vnni", "avxvnni", "amxint8")
 
 
 def consequences(machine: Machine) -> list[str]:
@@ -55,7 +51,7 @@ def _int8(processor: Processor) -> str:
     if saturates(processor):
         return (
             "int8 without VNNI: u8 x s8 kernels add two products in 16 bits and saturate. Keep weights to 7 bits "
-            "(codes of -64 to 64; `reduce_range` in ONNX Runtime's quantizers) or expect less accuracy; the gain over "
+            "(`int8_reduced`; `reduce_range` in ONNX Runtime's quantizers) or expect less accuracy; the gain over "
             "float is below what VNNI gives."
         )
     if processor.has("i8mm"):
