@@ -63,7 +63,8 @@ def backends_of(text: str) -> list[str]:
         ValueError: there is no such backend, or it is not installed or exists only elsewhere.
     """
     if text == THIS_MACHINE:
-        return [name for name, found in targets().items() if found.runs_here and not found.missing()]
+        here = [(name, found) for name, found in targets().items() if found.runs_here and not found.on_request]
+        return [name for name, found in here if not found.missing()]
     chosen = target(text)
     missing = chosen.missing()
     reason = chosen.elsewhere() or (f"{text} is not installed: {missing}" if missing else None)

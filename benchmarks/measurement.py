@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks import judging, timing
 from benchmarks.answers import Answers, refuse_not_finite
 from benchmarks.matrix import Case
+from benchmarks.tuned import settings_text
 from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
 from fixtures.model import Samples
 from reports.paired import Contributions
@@ -24,6 +25,7 @@ class Measurement:
         self.case, self.kind = case, kind
         self._workshop, self._benchmark, self._seconds = workshop, benchmark, seconds
         self._sections: dict[str, dict] = {}
+        self._settings: dict[str, dict] = {}
 
     def judge(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
         """Compare the artefact's outputs with float's on the same backend, and with the simulation of its tables.
@@ -61,7 +63,8 @@ class Measurement:
             baseline=lambda: baseline.executable(*inputs),
             twin=lambda: twin(*inputs),
         )
-        times = timing.time_paired(self._benchmark, models, self._seconds, self._workshop.settings.threads)
+        threads = max(self._workshop.threads_of(made) for made in (artifact, baseline))
+        times = timing.time_paired(self._benchmark, models, self._seconds, threads)
         self._sections["speed"] = timing.speed(times) if times else {"reason": "timing is disabled in this run"}
         self._sections["speed"]["batch"] = self._workshop.settings.batch
 
@@ -102,6 +105,7 @@ class Measurement:
                 "name": self.case.bits,
                 "quantizer": self.case.target.constant("NATIVE")[self.case.method][self.case.bits],
             }
+        settings = {"settings": self._settings} if any(self._settings.values()) else {}
         return plain(
             {
                 "schema": SCHEMA,
@@ -110,6 +114,7 @@ class Measurement:
                 "model": model,
                 "scheme": scheme,
                 "memory": _NO_MEMORY,
+                **settings,
                 **self._sections,
             }
         )
@@ -141,6 +146,9 @@ class Measurement:
             coverage["parameters_quantized"] = tables.quantized.parameters_quantized
             coverage["left_float"] = tables.quantized.left_float()
         coverage.setdefault("parameters_quantized", None)
+        if artifact.settings:
+            coverage["notes"] = [*coverage.get("notes", ()), f"Ran tuned: {settings_text(artifact.settings)}."]
+        self._settings = {"case": artifact.settings, "float": baseline.settings}
         if tables is None:
             size["reason"] = coverage["reason"] = _NO_TABLES
         maker = tables.entry if tables else artifact.entry
@@ -154,6 +162,7 @@ class Measurement:
                 "peak_bytes": None,
                 "cached": maker.cached,
                 "compile_seconds": artifact.entry.seconds,
+                "start_seconds": artifact.start_seconds,
                 "reason": _NO_PEAK,
             },
         }

@@ -41,6 +41,7 @@ pytest_plugins = (
     "benchmarks.reporting",
     "benchmarks.distribution",
     "benchmarks.own",
+    "benchmarks.choosing",
 )
 
 _CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
@@ -187,13 +188,19 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 @pytest.fixture(scope="session")
 def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
     """Makes models, tables, artefacts and outputs, each once."""
+    from benchmarks import tuned
     from benchmarks.workshop import Settings, Workshop
     from fixtures.model import DataOptions
 
     option = pytestconfig.getoption
-    data = DataOptions(imagenet=option("imagenet"))
     settings = Settings(
-        option("threads"), option("batch"), option("eval_samples"), option("case_seconds"), data, option("memory")
+        option("threads"),
+        option("batch"),
+        option("eval_samples"),
+        option("case_seconds"),
+        DataOptions(imagenet=option("imagenet")),
+        option("memory"),
+        tuned.read(quant_cache.folder) if option("tuned") else tuned.Tuning(),
     )
     return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
 

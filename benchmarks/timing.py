@@ -85,14 +85,14 @@ class Interleaver:
 
     def setup(self) -> None:
         if self._round % 2 == 0:
-            self.twin.append(_seconds(self._models.twin))
-            self.baseline.append(_seconds(self._models.baseline))
+            self.twin.append(seconds_of(self._models.twin))
+            self.baseline.append(seconds_of(self._models.baseline))
         self._models.variant()
 
     def teardown(self) -> None:
         if self._round % 2 == 1:
-            self.baseline.append(_seconds(self._models.baseline))
-            self.twin.append(_seconds(self._models.twin))
+            self.baseline.append(seconds_of(self._models.baseline))
+            self.twin.append(seconds_of(self._models.twin))
         self._round += 1
 
     def run(self, rounds: int) -> list[float]:
@@ -200,7 +200,7 @@ def samples(times: PairedTimes) -> dict[str, object]:
 
 def _measured(models: Models, rounds: int, threads: int, run: Rounds) -> PairedTimes:
     interleaver = Interleaver(models)
-    with _garbage_kept():
+    with garbage_kept():
         watch = Watch(threads)
         variant = list(run(interleaver, rounds))
         if _scattered(interleaver.baseline, variant):
@@ -214,7 +214,7 @@ def _scattered(baseline: Sequence[float], variant: Sequence[float]) -> bool:
     return math.log(high / low) > 2 * WIDE
 
 
-def _seconds(call: Call) -> float:
+def seconds_of(call: Call) -> float:
     """Return the seconds of a call, after one that is not timed."""
     call()
     start = time.perf_counter()
@@ -223,7 +223,7 @@ def _seconds(call: Call) -> float:
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """Keep the collector off through untimed calls too: what they leave would fall into the next timed one."""
     enabled = gc.isenabled()
     gc.collect()

@@ -20,6 +20,7 @@ from benchmarks.answers import Answers
 from benchmarks.footprint import Footprint
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
+from benchmarks.tuned import Tuning
 from fixtures.cache import Cache, Entry, digest_of, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
 from fixtures.own_files import OwnEntry
@@ -47,6 +48,7 @@ class Settings:
     case_seconds        after which judging stops
     data                where labelled data of the user's lies
     memory              whether the memory of artefacts is measured
+    tuning              settings of runtimes that were found best on this machine, where they are to be used
     """
 
     threads: int = 1
@@ -55,6 +57,7 @@ class Settings:
     case_seconds: float = 300.0
     data: DataOptions = field(default_factory=DataOptions)
     memory: bool = False
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,18 @@ class Tables:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A case's saved artefact, loaded into its runtime."""
+    """A case's saved artefact, loaded into its runtime.
+
+    settings       of the runtime, where they are not its defaults
+    start_seconds  that loading it took, and a first call where there was something to call it with
+    """
 
     case: Case
     executable: Executable
     entry: Entry
     tables: Tables | None
+    settings: dict[str, object] = field(default_factory=dict)
+    start_seconds: float | None = None
 
 
 class CannotRun(ValueError):
@@ -189,8 +198,12 @@ class Workshop:
                 runtime.compile(tables.quantized, template.path, folder)
 
         entry = self.cache.entry("artifacts", key, build)
-        executable = runtime.load(entry.path, self.settings.threads, case.target.device)
-        return Artifact(case, executable, entry, tables)
+        settings, start = self.settings.tuning.of(case, self.settings.batch), time.perf_counter()
+        executable = case.target.open(entry.path, self.settings.threads, settings)
+        if calibration:
+            self._progress(f"starting {case}")
+            executable(*self.first_batch(calibration))
+        return Artifact(case, executable, entry, tables, settings, time.perf_counter() - start)
 
     def baseline(self, case: Case) -> Artifact:
         """Return the float model on the case's backend."""
@@ -202,9 +215,13 @@ class Workshop:
     def twin(self, baseline: Artifact) -> Executable:
         """Return a baseline's artefact loaded a second time, against which the first is timed."""
         if self._twin is None or self._twin[0] is not baseline:
-            target = baseline.case.target
-            self._twin = baseline, target.load().load(baseline.entry.path, self.settings.threads, target.device)
+            opened = baseline.case.target.open(baseline.entry.path, self.settings.threads, baseline.settings)
+            self._twin = baseline, opened
         return self._twin[1]
+
+    def threads_of(self, artifact: Artifact) -> int:
+        """Return how many threads an artefact computes with."""
+        return artifact.settings.get("threads", self.settings.threads)
 
     def footprint(self, artifact: Artifact, samples: Samples) -> Footprint:
         """Return the memory that an artefact takes in a process of its own, measured once a run.
@@ -215,9 +232,10 @@ class Workshop:
         digest = artifact.entry.digest
         if digest not in self._footprints:
             self._progress(f"measuring the memory of {artifact.case}")
-            batch, threads = self.settings.batch, self.settings.threads
+            batch = self.settings.batch
             inputs = self.inputs_file(samples.first(footprint.BATCHES * batch))
-            request = footprint.Request(artifact.case.backend, str(artifact.entry.path), str(inputs), batch, threads)
+            backend, folder, threads = artifact.case.backend, str(artifact.entry.path), self.settings.threads
+            request = footprint.Request(backend, folder, str(inputs), batch, threads, artifact.settings)
             self._footprints[digest] = footprint.measure(request)
         return self._footprints[digest]
 
@@ -239,6 +257,7 @@ class Workshop:
             "batch": self.settings.batch,
             "threads": self.settings.threads,
             "machine": environment(),
+            **({"settings": artifact.settings} if artifact.settings else {}),
         }
         if model.fidelity_samples is not None:
             key |= {"kept": model.fidelity_samples}

@@ -24,4 +24,4 @@ def compile(quantized: QuantizedModel, backend: str, folder: Path | str, threads
     with TemporaryDirectory() as template:
         runtime.template(quantized.graph, Path(template), quantized.scheme.float_dtype)
         runtime.compile(quantized, Path(template), folder)
-    return runtime.load(folder, threads, chosen.device)
+    return chosen.open(folder, threads)

@@ -7,13 +7,18 @@ from reports.runs import Run
 
 Environment = dict[str, Any]
 
-RUNTIME = ("isa", "isa_caps", "threads", "versions")
+RUNTIME = ("isa", "isa_caps", "threads", "versions", "settings")
 """What decides a ratio of two times that were measured together; absolute times depend on all of an environment."""
 
 
 def environment_of(run: Run, record: Record) -> Environment:
-    """Return the environment a case ran in: its own where a run was merged from several machines, else its run's."""
-    return record.get("environment") or run.machine.get("quant") or {}
+    """Return the environment a case ran in: its own where a run was merged from several machines, else its run's.
+
+    With it the settings of the runtime, where they were not its defaults.
+    """
+    environment = record.get("environment") or run.machine.get("quant") or {}
+    tuned = record.get("settings")
+    return {**environment, "settings": tuned} if tuned else environment
 
 
 def differences(current: Environment, saved: Environment, names: tuple[str, ...] | None = None) -> list[str]:

@@ -4,26 +4,55 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnxruntime
 
+Provider = str | tuple[str, dict[str, str]]
 
-def open_session(model: Path | bytes, threads: int = 1, **settings: object) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU that computes on ``threads`` threads and logs errors only.
+_CPU: tuple[Provider, ...] = ("CPUExecutionProvider",)
 
-    ``model`` is a file, or what one holds; ``settings`` are attributes of ``onnxruntime.SessionOptions``.
+
+def session_options(
+    optimization: str = "all", arena: bool = True, memory_pattern: bool = True, spinning: bool = True
+) -> onnxruntime.SessionOptions:
+    """Return options that log errors only.
+
+    Args:
+        optimization: what the graph is rewritten with: "all", "extended" or "basic".
+        arena: whether memory is taken in large pieces and kept, instead of asked for each value.
+        memory_pattern: whether values are laid out beforehand where their sizes are known.
+        spinning: whether threads wait for work actively, where there are several.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{optimization.upper()}")
+    options.enable_cpu_mem_arena = arena
+    options.enable_mem_pattern = memory_pattern
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    return options
+
+
+def open_session(
+    model: Path | bytes,
+    threads: int = 1,
+    options: onnxruntime.SessionOptions | None = None,
+    providers: Sequence[Provider] = _CPU,
+    **attributes: object,
+) -> onnxruntime.InferenceSession:
+    """Return a session of a model, a file or what one holds, that computes on ``threads`` threads.
+
+    ``providers`` are tried in their order for each operator: names, or pairs of a name and its options; ``attributes``
+    are some more of ``onnxruntime.SessionOptions``.
+    """
+    options = options or session_options()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    for name, value in settings.items():
+    for name, value in attributes.items():
         setattr(options, name, value)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
 
 
 @contextlib.contextmanager

@@ -35,20 +35,27 @@ class Lowered:
     notes: list[str] = field(default_factory=list)
 
 
-def lower(quantized: QuantizedModel, device: str = "cpu", replaced: dict[str, Tensor] | None = None) -> Lowered:
+def lower(
+    quantized: QuantizedModel,
+    device: str = "cpu",
+    replaced: dict[str, Tensor] | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Lowered:
     """Return the ``forward`` graph of ``quantized`` as calls on ``device``, with its tables put into effect.
 
-    ``replaced`` holds tensors that take the place of parameters as they are.
+    ``replaced`` holds tensors that take the place of parameters as they are; ``layout`` is that of float kernels.
     """
-    lowering = _Lowering(quantized, device, replaced or {})
+    lowering = _Lowering(quantized, device, replaced or {}, layout)
     for node in lowering.plan.graph.nodes:
         lowering.add(node)
     return lowering.result
 
 
 class _Lowering:
-    def __init__(self, quantized: QuantizedModel, device: str, replaced: dict[str, Tensor]) -> None:
-        self.quantized, self.device, self.plan = quantized, device, Plan(quantized, device)
+    def __init__(
+        self, quantized: QuantizedModel, device: str, replaced: dict[str, Tensor], layout: torch.memory_format
+    ) -> None:
+        self.quantized, self.device, self.plan, self.layout = quantized, device, Plan(quantized, device), layout
         self.dtype = getattr(torch, quantized.scheme.float_dtype)
         self.result = Lowered()
         self.tensors = {name: value.to(device) for name, value in replaced.items()}
@@ -147,7 +154,7 @@ class _Lowering:
             original = self.quantized.graph.parameters[parameter]
             value = self.quantized.floats.get(parameter, original) if weight is None else weight.dequantize()
             dtype = self.dtype if value.is_floating_point() else value.dtype
-            self.tensors[parameter] = value.to(self.device, dtype)
+            self.tensors[parameter] = arranged(value.to(self.device, dtype), self.layout)
         return self.tensors[parameter]
 
     def _placement(self, function: object) -> dict[str, str]:
@@ -170,6 +177,11 @@ class _Lowering:
             arguments = _in_dtype(arguments, self.dtype)
             keywords = {key: _in_dtype(value, self.dtype) for key, value in (keywords or {}).items()}
         self.result.calls.append(Call(name, function, arguments, keywords or {}))
+
+
+def arranged(value: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return an image, or the kernel of a convolution of images, as it lies in memory in ``layout``."""
+    return value.to(memory_format=layout) if value.ndim == 4 else value
 
 
 def _in_dtype(item: object, dtype: torch.dtype) -> object:

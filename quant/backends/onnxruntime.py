@@ -9,7 +9,7 @@ simulated.
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnxruntime
 from quant.backends import _onnx_coverage as coverage
 from quant.backends import _onnx_template as templates
 from quant.backends import evidence_of
-from quant.backends._onnx_session import open_session, quiet
+from quant.backends._onnx_session import open_session, quiet, session_options
 from quant.backends._onnx_splice import splice
 from quant.graph import FloatGraph, QuantizedModel
 
@@ -46,6 +46,13 @@ NATIVE = {
     "native_static": {"int8": "quantize_static"},
     "native_dynamic": {"int8": "quantize_dynamic"},
 }
+SETTINGS = {
+    "optimization": ("all", "extended", "basic"),
+    "arena": (True, False),
+    "memory_pattern": (True, False),
+    "spinning": (True, False),
+}
+NUMBERS = {"int4": ("int4_g64", "int4_g128", "int4_sym", "w4a8")}
 INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "tensor"
 
@@ -85,9 +92,9 @@ def compile_native(
     native.quantize(method, bits, template, folder / templates.MODEL, calibration)
 
 
-def load(folder: Path, threads: int = 1, device: str | None = None) -> "Executable":
-    """Load an artefact into an inference session on ``threads`` threads."""
-    return Executable(Path(folder) / templates.MODEL, threads)
+def load(folder: Path, threads: int = 1, device: str | None = None, **settings: object) -> "Executable":
+    """Load an artefact into an inference session on ``threads`` threads; ``settings`` are some of ``SETTINGS``."""
+    return Executable(Path(folder) / templates.MODEL, threads, settings)
 
 
 class Executable:
@@ -95,9 +102,9 @@ class Executable:
 
     untimed_reason = None
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, settings: Mapping[str, object] | None = None) -> None:
         self.path = path
-        self._session = open_session(path, threads)
+        self._session = open_session(path, threads, session_options(**(settings or {})))
         self._inputs = [(entry.name, _NUMPY_TYPES[entry.type]) for entry in self._session.get_inputs()]
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
