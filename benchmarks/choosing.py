@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run the cases of this backend alone; repeatable; best means, for each model, the one whose case the saved "
+        help="run the cases of this backend alone; repeatable; best means, for each model, the backend that the saved "
         "runs of this machine recommend",
     )
     group.addoption(
@@ -111,8 +111,8 @@ def _best(config: pytest.Config, cases: list[pytest.Item]) -> set[pytest.Item]:
     unknown = sorted({case.model for case in axes.values()} - set(found))
     if unknown:
         raise pytest.UsageError(
-            f"no complete save of this machine tells the best backend of {', '.join(unknown)}: measure all backends once "
-            "with --benchmark-save=NAME, or narrow with -k."
+            f"no complete save of this machine tells the best backend of {', '.join(unknown)}: measure all backends "
+            "once with --benchmark-save=NAME, or narrow with -k."
         )
     config.stash[_CHOSEN] = {model: candidate.name for model, candidate in found.items()}
     backends = {model: candidate.record["case"]["backend"] for model, candidate in found.items()}

@@ -18,7 +18,7 @@ import onnxruntime
 from quant.backends import _onnx_coverage as coverage
 from quant.backends import _onnx_template as templates
 from quant.backends import evidence_of
-from quant.backends._onnx_session import open_session, quiet, session_options
+from quant.backends._onnx_session import CPU, Provider, open_session, placement, quiet, session_options
 from quant.backends._onnx_splice import splice
 from quant.graph import FloatGraph, QuantizedModel
 
@@ -102,9 +102,15 @@ class Executable:
 
     untimed_reason = None
 
-    def __init__(self, path: Path, threads: int, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        settings: Mapping[str, object] | None = None,
+        providers: Sequence[Provider] = CPU,
+    ) -> None:
         self.path = path
-        self._session = open_session(path, threads, session_options(**(settings or {})))
+        self._session = open_session(path, threads, session_options(**(settings or {})), providers)
         self._inputs = [(entry.name, _NUMPY_TYPES[entry.type]) for entry in self._session.get_inputs()]
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -152,7 +158,8 @@ class Executable:
 
     @functools.cached_property
     def _coverage(self) -> dict[str, object]:
-        return coverage.measure(self.path)
+        found = coverage.measure(self.path)
+        return {**found, "notes": [*found["notes"], *placement(self._session)]}
 
 
 _NUMPY_TYPES = {
