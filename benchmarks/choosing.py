@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_wanted(config: pytest.Config, case: object) -> bool:
     if config.option.backend:
         return case.backend in config.option.backend
-    return not target(case.backend).on_request or case.backend in _words(config)
+    return not target(case.backend).opt_in or case.backend in _words(config)
 
 
 def _words(config: pytest.Config) -> set[str]:

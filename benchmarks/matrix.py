@@ -57,6 +57,8 @@ class Case:
     @property
     def core(self) -> bool:
         """Whether a run without any selection includes the case."""
+        if self.target.opt_in:
+            return False
         return bool(model(self.model).constants.get("CORE")) and self.bits in self.method_entry.core
 
     def missing(self) -> str | None:
@@ -139,12 +141,14 @@ def quantizers() -> tuple[Case, ...]:
 def generators() -> tuple[Case, ...]:
     """Return the cases of models that go on with texts: those whose tables a step with a cache can take.
 
-    Methods with activations in fixed ranges are left out: ``quant.generation`` says why.
+    Methods with activations in fixed ranges are left out: ``quant.generation`` says why. So are targets to opt in to,
+    which are slow to start: they would start anew for every length of a text.
     """
     return tuple(
         case
         for case in matrix()[0]
         if models()[case.model].constants.get("GENERATES")
+        and not case.target.opt_in
         and case.method_entry.family in ("float", "weight_only", "dynamic")
     )
 

@@ -9,7 +9,7 @@ A backend's file starts with literal constants that are read without importing i
               "build": (package, pattern of a file, command), where only some builds of a package will do
               "precision": of what stays float, where the device computes in nothing else
               "settings": that it loads artefacts with
-              "on_request": whether its cases run only where it is named
+              "opt_in": whether its cases run only where it is named
     REQUIRES  importable module -> command that installs it
     EXECUTES  family of methods -> bits words the backend runs
     REFUSES   family of methods or bits word -> why not, in one sentence
@@ -111,7 +111,7 @@ class Target:
     build: tuple[str, str, str] | None = None
     precision: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
-    on_request: bool = False
+    opt_in: bool = False
 
     def load(self) -> Backend:
         return self.entry.load()

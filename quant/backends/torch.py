@@ -25,7 +25,7 @@ from quant.storage import load_graph, save_graph
 
 TARGETS = {
     "torch": {},
-    "torch_compile": {"needs": "compiler", "settings": {"compiled": True}, "on_request": True},
+    "torch_compile": {"needs": "compiler", "settings": {"compiled": True}, "opt_in": True},
     "torch_cuda": {
         "device": "cuda",
         "needs": "cuda",

@@ -28,7 +28,27 @@ def run(options: argparse.Namespace) -> int:
     print("\nWhat follows for quantized models:")
     for sentence in (*strategy.consequences(machine), strategy.tokens_per_second(measured)):
         print(f"- {sentence}")
+    print("\nWhat suits each target here, by the facts alone:")
+    for line in targets_here(machine):
+        print(f"- {line}")
     return 0
+
+
+def targets_here(machine: Machine) -> Iterator[str]:
+    """Yield a line for each target that runs on this machine, and one for those that do not."""
+    from quant.backends import targets
+    from quant.hardware import strategy
+
+    here = [name for name, found in targets().items() if found.runs_here]
+    for name in here:
+        found = strategy.suited(name, machine)
+        if found is None:
+            continue
+        words = ", ".join(f"{word} ({family})" for family, listed in found.words.items() for word in listed)
+        yield f"{name}: {words}; {found.why}."
+    for name, found in targets().items():
+        if name not in here:
+            yield f"{found.elsewhere() or f'{name} only evaluates its models here'}."
 
 
 def facts(machine: Machine) -> Iterator[tuple[str, str]]:

@@ -28,7 +28,7 @@ def test_suffixes_change_what_they_name():
     assert parse("int4_tensor").convolution.granularity == "tensor"
 
 
-@pytest.mark.parametrize("bits", [8, 6, 5, 4, 3, 2])
+@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
 def test_code_ranges(bits):
     assert (NumberFormat(bits, False, "tensor").lowest, NumberFormat(bits, False, "tensor").highest) == (0, 2**bits - 1)
     symmetric = NumberFormat(bits, True, "tensor")
