@@ -180,8 +180,8 @@ class _Lowering:
 
 
 def arranged(value: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return an image, or the kernel of a convolution of images, as it lies in memory in ``layout``."""
-    return value.to(memory_format=layout) if value.ndim == 4 else value
+    """Return an image, or the kernel of a convolution of images, with its channels last in memory where asked for."""
+    return value.to(memory_format=layout) if layout == torch.channels_last and value.ndim == 4 else value
 
 
 def _in_dtype(item: object, dtype: torch.dtype) -> object:
