@@ -101,9 +101,9 @@ def test_float_words():
         ("e4m3_x", "weight_only", "unknown suffix 'x'"),
         ("lut4_g16", "weight_only", "look-up tables take no suffix"),
         ("nf4", "static", "use int8"),
-        ("lut4", "dynamic", "use int8 or w4a8"),
+        ("lut4", "dynamic", "use int8, int8_reduced or w4a8"),
         ("w4a8", "weight_only", "use int4"),
-        ("w4a8_g64", "dynamic", "use int8 or w4a8"),
+        ("w4a8_g64", "dynamic", "use int8, int8_reduced or w4a8"),
     ],
 )
 def test_a_bad_name_is_answered_with_the_nearest_good_ones(word, family, sentence):

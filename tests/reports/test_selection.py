@@ -15,7 +15,11 @@ def case(with_scores):
 
     def make(name, milliseconds, speed=2.0, right=2000, wrong=0):
         answers = [True] * (right - wrong) + [False] * wrong
-        changes = {"speed.p50": milliseconds / 1e3, "accuracy.ci95": [-0.001, 0.001], "evidence": "measured"}
+        changes = {
+            "speed.p50": milliseconds / 1e3,
+            "accuracy.ci95": [-wrong / right - 0.001, -wrong / right + 0.001],
+            "evidence": "measured",
+        }
         return with_scores(answers, case=name, ratio=speed, **changes)
 
     return make

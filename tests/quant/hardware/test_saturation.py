@@ -71,7 +71,7 @@ def outputs_of_kernel(quantized, inputs, multiply):
 def layers():
     """What a linear layer makes of inputs near the top of their range, the inputs, and its tables in both widths."""
     torch.manual_seed(0)
-    layer = nn.Linear(64, 32, bias=False)
+    layer = nn.Linear(64, 32, bias=False).eval()
     nn.init.uniform_(layer.weight, -1, 1)
     inputs = 1 - 0.1 * torch.rand(64, 64)
     graph = quant.capture(layer, (inputs[:2],), ({0: "batch"},))
