@@ -3,6 +3,7 @@
 # make ci-bench  judge accuracy on every core, then time in one process, and save the run as SAVE (ci)
 #              BASE=main LIMITS="accuracy:1pp speed:10%" compares it with the save called main, and fails beyond a limit
 # make gate-check  test the gate itself, for half an hour on a quiet machine, and write its rates into the README
+# make mutants  plant faults in copies of the numerics, each of which a test must notice: some minutes
 # make readme  measure again what the README shows
 # TORCH_INDEX=URL installs PyTorch from another index, such as its CPU wheels on a Linux machine without a GPU.
 
@@ -12,14 +13,14 @@ RUN := $(VENV)/bin/python -m
 K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 
 # The main methods on every model of the zoo, for which of them win on which family.
-INSIGHT := onnxruntime and (int8 or int4) and not (adaround or palette or quick or reduced or outliers or dynamic or \
-	qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
+INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or reduced or outliers or \
+	dynamic or qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
 
 SAVE ?= ci
 LIMITS ?= accuracy:1pp
 GATE := $(if $(BASE),--benchmark-compare=$(BASE) $(LIMITS:%=--metric-compare-fail=%))
 
-.PHONY: bench ci-bench gate-check test lint readme clean
+.PHONY: bench ci-bench gate-check test mutants lint readme clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.bench
@@ -38,6 +39,9 @@ test: $(VENV)/.test lint
 	$(RUN) pytest tests -q -n 2
 	$(RUN) pytest benchmarks -q -k 'digits and rtn and int4' --benchmark-json=build/run.json
 	$(RUN) reports validate build/run.json
+
+mutants: $(VENV)/.test
+	$(RUN) tests.mutants
 
 # Measures again what the README shows and writes it there. PEERS=1 adds other libraries, once '.[peers]' is installed.
 readme: $(VENV)/.bench

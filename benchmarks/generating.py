@@ -7,10 +7,11 @@ import numpy as np
 
 from benchmarks import judging, timing
 from benchmarks.matrix import Case
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import Measurement, no_tables
 from benchmarks.timing import PairedTimes
 from benchmarks.workshop import Artifact, Prepared, Tables, Workshop
 from fixtures.model import Generation, Samples
+from quant.adaptive import Cascade
 from quant.backends import Executable
 from quant.generation import Simulated, capture_step, carried_over, extended, followed, greedy, read
 
@@ -22,7 +23,7 @@ TIMED_TOKENS = 8
 
 _NO_METRIC = {"reason": "what is generated has no labels: the inference cases judge quality"}
 _NO_MEMORY = {"reason": "memory is measured of the inference cases; a cache takes generation.cache_bytes more"}
-_NOT_TIMED = {"reason": "timing is disabled in this run"}
+_NOT_TIMED = {"reason": timing.DISABLED}
 
 
 class CacheError(ValueError):
@@ -57,11 +58,16 @@ class Decoders:
         return Samples((samples.inputs[0][:, : generation.prompt_tokens],), None, samples.clusters)
 
     def compile(self, case: Case, tables: Tables | None) -> Artifact:
-        """Return a case's artefact that takes steps; ``tables`` None means the runtime's own quantizer."""
-        prepared = self._prepare(case.model)
+        """Return a case's artefact that takes steps; ``tables`` None means the runtime's own quantizer.
+
+        Raises:
+            NoCascade: the case is a cascade that nothing can be certified of.
+        """
+        prepared, steps = self._prepare(case.model), tables
         if tables is not None:
-            tables = Tables(carried_over(tables.quantized, prepared.graph), tables.entry)
-        return self._workshop.compile_graph(prepared, case, tables, calibration=None)
+            steps = Tables(carried_over(tables.quantized, prepared.graph), tables.entry)
+        artifact = self._workshop.compile_graph(prepared, case.first, steps, calibration=None)
+        return artifact if case == case.first else self._cascade(case, tables, artifact)
 
     def baseline(self, case: Case) -> tuple[Artifact, Continuation]:
         """Return the float model on the case's backend and what it generates, the same with its cache as without.
@@ -94,6 +100,14 @@ class Decoders:
         """Return what the artefact's tables mean in the same place."""
         simulated = replace(artifact, executable=Simulated(artifact.tables.quantized))
         return self.logits(simulated, tokens)
+
+    def _cascade(self, case: Case, tables: Tables, first: Artifact) -> Artifact:
+        """Return the cascade that takes steps, by the threshold of the one that reads whole texts."""
+        whole = self._workshop.compile(case, tables, self._workshop.calibration(case.model))
+        stronger, _ = self.baseline(case)
+        certificate = whole.executable.certificate
+        stepping = Cascade(whole.executable.path, first.executable, stronger.executable, certificate)
+        return replace(whole, executable=stepping, parts=(first, stronger))
 
     def _continuation(self, artifact: Artifact) -> Continuation:
         name = artifact.case.model
@@ -147,12 +161,13 @@ class GenerationMeasurement(Measurement):
         baseline, floats = decoders.baseline(self.case)
         artifact = decoders.compile(self.case, tables)
         self._judge_steps(decoders, artifact, floats)
+        escalated = _escalated(artifact)
         self._sections |= {
             "accuracy": _NO_METRIC,
             "memory": _NO_MEMORY,
             **self._artifact_sections(artifact, baseline),
         }
-        self._time_steps(decoders, artifact, baseline)
+        self._time_steps(decoders, artifact, baseline, escalated)
 
     def _judge_steps(self, decoders: Decoders, artifact: Artifact, floats: Continuation) -> None:
         model, prompts = self._workshop.model(self.case.model), decoders.prompts(self.case.model)
@@ -161,7 +176,7 @@ class GenerationMeasurement(Measurement):
             raise ValueError(f"{self.case} gives NaN or infinity as it generates: it cannot be judged.")
         before = floats.logits[: len(after)]
         outcomes = judging.outcomes(model, None, before, after, prompts, own=(None, None))
-        parity = {"error": None, "reason": "the runtime's own quantizer has no tables to simulate"}
+        parity = {"error": None, "reason": no_tables(artifact)}
         if artifact.tables is not None:
             expected = decoders.simulated(artifact, floats.tokens[:PARITY_PROMPTS])
             count = min(len(expected), len(after))
@@ -173,7 +188,9 @@ class GenerationMeasurement(Measurement):
             "scores": judging.scores(outcomes, after, prompts),
         }
 
-    def _time_steps(self, decoders: Decoders, artifact: Artifact, baseline: Artifact) -> None:
+    def _time_steps(
+        self, decoders: Decoders, artifact: Artifact, baseline: Artifact, escalated: dict[str, float]
+    ) -> None:
         generation, prompt = decoders.generation(self.case.model), decoders.prompts(self.case.model).inputs[0][:1]
         text = read(artifact.executable, prompt, generation.cache)
         for _ in range(generation.new_tokens):
@@ -186,6 +203,7 @@ class GenerationMeasurement(Measurement):
                 "prompt_tokens": prompt.shape[1],
                 "new_tokens": generation.new_tokens,
                 "cache_bytes": text.cache_bytes,
+                **escalated,
             },
         }
 
@@ -198,7 +216,7 @@ class GenerationMeasurement(Measurement):
             self._benchmark.pedantic(_reading(artifact.executable, prompt, generation))
             return {"reason": reason}, {"reason": reason}
         executables = artifact.executable, baseline.executable, self._workshop.twin(baseline)
-        threads = self._workshop.settings.threads
+        threads = self._threads(artifact, baseline)
         decoding = timing.Models(*(_decoding(one, prompt, generation) for one in executables))
         times = timing.time_paired(self._benchmark, decoding, self._seconds, threads)
         if times is None:
@@ -208,6 +226,11 @@ class GenerationMeasurement(Measurement):
         reading = timing.Models(*(_reading(one, prompt, generation) for one in executables))
         read_times = timing.compare(reading, self._seconds, threads)
         return _with_rate(timing.speed(read_times), prompt.shape[1]), _with_rate(timing.speed(times), 1)
+
+
+def _escalated(artifact: Artifact) -> dict[str, float]:
+    """Return, of a cascade, the share of the tokens asked of it so far that its stronger model gave."""
+    return {"escalated": artifact.executable.escalated / artifact.executable.asked} if artifact.parts else {}
 
 
 def _reading(executable: Executable, prompt: np.ndarray, generation: Generation) -> timing.Call:

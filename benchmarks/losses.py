@@ -107,7 +107,7 @@ def parts_of(model: Model, drop: Drop) -> Parts:
     chosen = np.isin(samples.clusters, list(raced))
     if chosen.all():
         raise DataError(f"All samples of {model.name} come from one source, so none are left to verify: add others.")
-    parts = Parts(_picked(samples, chosen), _picked(samples, ~chosen))
+    parts = Parts(samples.where(chosen), samples.where(~chosen))
     _refuse_too_few(model, drop, parts.verification)
     return parts
 
@@ -123,6 +123,7 @@ class Losses:
         self._floats: dict[tuple[str, str], list[Answers]] = {}
         self._candidate, self._known = "", {}
         self._errors: dict[str, float] = {}
+        self._verified: list[str] = []
 
     def seen(self, artifact: Artifact, samples: int) -> Loss:
         """Return the loss on the first of the samples that the race may use; their number is one of the looks."""
@@ -130,8 +131,11 @@ class Losses:
         return self._loss(artifact, self.parts.race, looks)
 
     def verified(self, artifact: Artifact) -> Loss:
-        """Return the loss on all samples that no look has used."""
-        return self._loss(artifact, self.parts.verification, [len(self.parts.verification)])
+        """Return the loss on all samples that no look has used, wider for each artefact that was verified before."""
+        if artifact.entry.digest not in self._verified:
+            self._verified.append(artifact.entry.digest)
+        loss = self._loss(artifact, self.parts.verification, [len(self.parts.verification)])
+        return loss.after(self._verified.index(artifact.entry.digest))
 
     def error(self, artifact: Artifact) -> float | None:
         """Return the distance of the outputs from float's at the last look, over theirs; None before the first."""
@@ -203,11 +207,6 @@ def loss_text(loss: Loss, unit: str, fresh: bool = False) -> str:
 def _joined(pieces: Sequence[Answers]) -> Answers:
     outputs = np.concatenate([piece.outputs for piece in pieces])
     return Answers(outputs, judging.joined_contributions([piece.contributions for piece in pieces]))
-
-
-def _picked(samples: Samples, chosen: np.ndarray) -> Samples:
-    labels = None if samples.labels is None else samples.labels[chosen]
-    return Samples(tuple(values[chosen] for values in samples.inputs), labels, samples.clusters[chosen])
 
 
 def _scale(unit: Unit, before: float) -> float:

@@ -4,7 +4,7 @@ Everything here is read from the literal constants of the registries, so listing
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -45,14 +45,23 @@ class Case:
     def target(self) -> Target:
         return target(self.backend)
 
-    @property
+    @cached_property
     def method_entry(self) -> Method:
-        return method(self.method)
+        """The method; one that chooses formats has those alone to choose from that the backend stores as they are."""
+        found = method(self.method)
+        if not found.chooses:
+            return found
+        return replace(found, settings={**found.settings, "widths": self.target.constant("WIDTHS")})
 
     @property
     def baseline(self) -> "Case":
         """The float model on the same backend."""
         return Case(self.model, "float", "fp32", self.backend)
+
+    @property
+    def first(self) -> "Case":
+        """The case whose tables answer first in a cascade; any other case itself."""
+        return replace(self, method=self.method_entry.first) if self.method_entry.first else self
 
     @property
     def core(self) -> bool:
@@ -159,7 +168,7 @@ def generators() -> tuple[Case, ...]:
 
 
 def _has_tables(entry: Method) -> bool:
-    return not entry.native and not entry.trains and entry.family != "float"
+    return entry.has_tables and not entry.trains and entry.family != "float"
 
 
 def _combinations() -> Iterator[Case]:

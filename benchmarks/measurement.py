@@ -8,12 +8,13 @@ from benchmarks import judging, timing
 from benchmarks.answers import Answers, refuse_not_finite
 from benchmarks.matrix import Case
 from benchmarks.tuned import settings_text
-from benchmarks.workshop import PARITY_SAMPLES, Artifact, Workshop
+from benchmarks.workshop import PARITY_SAMPLES, Artifact, Tables, Workshop
 from fixtures.model import Samples
 from reports.paired import Contributions
 from reports.record import SCHEMA, plain
 
 _NO_TABLES = "the runtime's own quantizer has no tables to count or to simulate"
+_NO_OWN_TABLES = "a cascade has no tables of its own: those of its first model are judged in that model's case"
 _NO_PEAK = "a quantizer's peak memory is measured with -m quantize"
 _NO_MEMORY = {"reason": "memory is measured with --memory"}
 
@@ -47,6 +48,7 @@ class Measurement:
             "parity": self._parity(artifact, samples, after),
             "scores": judging.scores(outcomes, after, samples),
             **self._artifact_sections(artifact, baseline),
+            **_sensitivity(artifact.tables),
         }
 
     def time(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
@@ -63,9 +65,8 @@ class Measurement:
             baseline=lambda: baseline.executable(*inputs),
             twin=lambda: twin(*inputs),
         )
-        threads = max(self._workshop.threads_of(made) for made in (artifact, baseline))
-        times = timing.time_paired(self._benchmark, models, self._seconds, threads)
-        self._sections["speed"] = timing.speed(times) if times else {"reason": "timing is disabled in this run"}
+        times = timing.time_paired(self._benchmark, models, self._seconds, self._threads(artifact, baseline))
+        self._sections["speed"] = timing.speed(times) if times else {"reason": timing.DISABLED}
         self._sections["speed"]["batch"] = self._workshop.settings.batch
 
     def memory(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
@@ -119,9 +120,13 @@ class Measurement:
             }
         )
 
+    def _threads(self, *artifacts: Artifact) -> int:
+        """Return the most threads that one of them computes with."""
+        return max(made.settings.get("threads", self._workshop.settings.threads) for made in artifacts)
+
     def _parity(self, artifact: Artifact, samples: Samples, outputs: np.ndarray) -> dict[str, object]:
         if artifact.tables is None:
-            return {"error": None, "reason": _NO_TABLES}
+            return {"error": None, "reason": no_tables(artifact)}
         count = min(PARITY_SAMPLES, len(outputs))
         shared = samples.first(count)
         simulated = self._workshop.simulated(artifact, shared)
@@ -150,7 +155,7 @@ class Measurement:
             coverage["notes"] = [*coverage.get("notes", ()), f"Ran tuned: {settings_text(artifact.settings)}."]
         self._settings = {"case": artifact.settings, "float": baseline.settings}
         if tables is None:
-            size["reason"] = coverage["reason"] = _NO_TABLES
+            size["reason"] = coverage["reason"] = no_tables(artifact)
         maker = tables.entry if tables else artifact.entry
         return {
             "evidence": executable.evidence,
@@ -168,6 +173,20 @@ class Measurement:
         }
 
 
+def _sensitivity(tables: Tables | None) -> dict[str, object]:
+    """Return what each format would cost each weight, and what was chosen, where a method chose."""
+    recipe = tables.quantized.recipe if tables else {}
+    measured, formats = recipe.get("sensitivity"), recipe.get("formats")
+    if not measured:
+        return {}
+    words = list(measured["formats"])
+    layers = [
+        {"name": name, "format": formats[name], "error": errors[words.index(formats[name])], "errors": errors}
+        for name, errors in zip(measured["weights"], measured["errors"], strict=True)
+    ]
+    return {"sensitivity": {"criterion": measured["criterion"], "formats": words}, "layers": layers}
+
+
 def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions] | None:
     """Return what both add to the metric on the samples they share, where the workshop computed it."""
     own = [answer.contributions for answer in answers]
@@ -175,3 +194,8 @@ def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions
         return None
     common = min(map(len, own))
     return own[0].first(common), own[1].first(common)
+
+
+def no_tables(artifact: Artifact) -> str:
+    """Return why an artefact has no tables."""
+    return _NO_OWN_TABLES if artifact.parts else _NO_TABLES

@@ -18,7 +18,7 @@ from benchmarks.matrix import Case, generators, matrix, quantizers
 from benchmarks.outcomes import is_case
 from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
-from fixtures.options import count, seconds
+from fixtures.options import count, points, seconds
 from reports.costs import cost_text
 from reports.generation import generation_text
 from reports.machines import differences
@@ -85,6 +85,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="stop judging a case's samples after so long and mark its record truncated (default: 300)",
     )
     group.addoption(
+        "--max-drop",
+        type=points,
+        default=0.01,
+        metavar="DROP",
+        help="the most that an adaptive case may lose against float, with 95 %% confidence (default: 1pp)",
+    )
+    group.addoption(
         "--memory",
         action="store_true",
         help="measure the peak memory of each case and of float, in processes of their own",
@@ -147,7 +154,7 @@ def _kind(item: pytest.Function) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without any selection only the core cases run; other kinds than inference only where they are asked for."""
     selected = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
-    cases = [item for item in items if is_case(item)]
+    cases = [item for item in items if is_case(item) or _kind(item) != "inference"]
     kept = [item for item in cases if _is_asked_for(item) and (selected or item.get_closest_marker("core"))]
     dropped = set(cases) - set(kept)
     if dropped:
@@ -200,6 +207,7 @@ def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
         option("case_seconds"),
         DataOptions(imagenet=option("imagenet")),
         option("memory"),
+        option("max_drop"),
         tuned.read(quant_cache.folder) if option("tuned") else tuned.Tuning(),
     )
     return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
@@ -238,17 +246,20 @@ def measurement(
     request: pytest.FixtureRequest, case: Case | PeerCase, workshop: "Workshop", benchmark
 ) -> "Measurement | CostMeasurement":
     """Gathers what the case measures; the plugin makes its record of it."""
+    from benchmarks.adapting import AdaptiveMeasurement
     from benchmarks.costing import CostMeasurement
     from benchmarks.generating import GenerationMeasurement
     from benchmarks.measurement import Measurement
 
     kind = _kind(request.node)
+    workshop.begin_case()
     benchmark.name, benchmark.fullname, benchmark.group = case.id, f"{kind}:{case.id}", case.model
     if kind in ("quantize", "peer"):
         return CostMeasurement(case, kind, workshop, benchmark)
     if kind == "generate":
         return GenerationMeasurement(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
-    return Measurement(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
+    chosen = AdaptiveMeasurement if case.first != case else Measurement
+    return chosen(case, kind, workshop, benchmark, request.config.getoption("time_budget"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -258,11 +269,14 @@ def pytest_runtest_call(item: pytest.Item) -> object:
     try:
         result = yield
     except (RuntimeError, ValueError) as error:
+        from benchmarks.decisions import NoCascade
         from benchmarks.process import ProcessError
         from benchmarks.workshop import CannotRun
 
         if isinstance(error, ProcessError | CannotRun):
             raise pytest.fail.Exception(str(error), pytrace=False) from None
+        if isinstance(error, NoCascade):
+            raise pytest.skip.Exception(str(error)) from None
         raise
     except BaseException:
         if "benchmark" in getattr(item, "funcargs", {}):

@@ -42,6 +42,7 @@ Where a model's memory happens to lie makes two handles of it differ: by 0.3 to 
 most 1.1 % over 17 processes with digits. So much says nothing of the machine, and means nothing beside a ratio.
 """
 
+DISABLED = "timing is disabled in this run"
 TOO_BUSY = "not timed: other programs left too few cores, in two attempts; try again on a quieter machine"
 NOT_EQUAL = "not timed: float differed from float in the same rounds, in two attempts; try again on a quieter machine"
 _REFUSED = ("ratio", "ci95", "p50", "p90", "p99", "baseline_p50", "samples")
@@ -120,15 +121,20 @@ def time_paired(benchmark, models: Models, seconds: float, threads: int) -> Pair
         benchmark.pedantic(models.variant)
         return None
 
-    def through_benchmark(interleaver: Interleaver, rounds: int) -> Sequence[float]:
-        setup, teardown = interleaver.setup, interleaver.teardown
-        benchmark.pedantic(models.variant, setup=setup, teardown=teardown, rounds=rounds)
-        return benchmark.stats.stats.data
-
-    times = compare(models, seconds, threads, through_benchmark)
+    times = compare(models, seconds, threads, through(benchmark, models.variant))
     # A fixture runs once: rounds taken again were not its own.
     benchmark.stats.stats.data[:] = times.variant.tolist()
     return times
+
+
+def through(benchmark, variant: Call) -> Rounds:
+    """Return what runs rounds with pytest-benchmark timing the variant."""
+
+    def run(interleaver: Interleaver, rounds: int) -> Sequence[float]:
+        benchmark.pedantic(variant, setup=interleaver.setup, teardown=interleaver.teardown, rounds=rounds)
+        return benchmark.stats.stats.data
+
+    return run
 
 
 def compare(models: Models, seconds: float, threads: int, first: Rounds = Interleaver.run) -> PairedTimes:
@@ -137,8 +143,8 @@ def compare(models: Models, seconds: float, threads: int, first: Rounds = Interl
     With one more handle of the float model as the variant it is an A/A comparison.
     """
     rounds = rounds_within(seconds, models)
-    times = _measured(models, rounds, threads, first)
-    return _measured(models, rounds, threads, Interleaver.run) if refusal(times) else times
+    times = measured(models, rounds, threads, first)
+    return measured(models, rounds, threads, Interleaver.run) if refusal(times) else times
 
 
 def rounds_within(seconds: float, models: Models) -> int:
@@ -198,13 +204,14 @@ def samples(times: PairedTimes) -> dict[str, object]:
     return {"rounds": len(kept), **packed}
 
 
-def _measured(models: Models, rounds: int, threads: int, run: Rounds) -> PairedTimes:
+def measured(models: Models, rounds: int, threads: int, run: Rounds, more: int = MORE_ROUNDS) -> PairedTimes:
+    """Time so many rounds, and ``more`` times as many where they scatter."""
     interleaver = Interleaver(models)
     with garbage_kept():
         watch = Watch(threads)
         variant = list(run(interleaver, rounds))
-        if _scattered(interleaver.baseline, variant):
-            variant += interleaver.run(MORE_ROUNDS * rounds)
+        if more and _scattered(interleaver.baseline, variant):
+            variant += interleaver.run(more * rounds)
         load = watch.read()
     return PairedTimes(np.array(interleaver.baseline), np.array(variant), np.array(interleaver.twin), load)
 

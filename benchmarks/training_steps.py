@@ -1,11 +1,12 @@
 """What a step of quantization-aware training costs beside a step of float training: time and memory.
 
-    python -m benchmarks.training_steps                 # digits and reviews_gpt
+    python -m benchmarks.training_steps                 # two convolutional networks and a transformer
     python -m benchmarks.training_steps reviews_lstm
 
-Both train the same captured graph, on the same batches, with the same loss and optimizer, on one thread. Times are
-processor seconds of steps taken in turns, in one process; memory is how far a process of its own grows from before the
-model is made trainable until some steps later.
+Both train the same captured graph, on the same batches, with the same loss and optimizer, on one thread; where there
+are no labels the loss is the distance from what the float model answered beforehand. Times are processor seconds of
+steps taken in turns, in one process; memory is how far a process of its own grows from before the model is made
+trainable until some steps later.
 """
 
 import argparse
@@ -24,10 +25,11 @@ import quant
 from benchmarks import memory
 from benchmarks.matrix import models
 from fixtures.model import DataOptions
-from quant.recipe import Training
+from quant.recipe import Loss, Training
 from quant.trainable import TrainableModel
+from quant.training import kl_divergence
 
-MODELS = ("digits", "reviews_gpt")
+MODELS = ("digits", "mobilenet_v2", "reviews_gpt")
 KINDS = ("float", "qat")
 BITS = "int3"
 ROUNDS = 12
@@ -56,8 +58,8 @@ def main() -> None:
 def _times(name: str) -> dict[str, list[float]]:
     """Return processor seconds of steps, in turns: float, qat, qat, float."""
     graph, training = _load(name)
-    batch = next(iter(training.loader))
-    work = {kind: _steps(graph, training, kind) for kind in KINDS}
+    (batch,), loss = _batches(graph, training, 1)
+    work = {kind: _steps(graph, loss, kind) for kind in KINDS}
     seconds = {kind: [] for kind in KINDS}
     for round in range(ROUNDS + 1):
         for kind in KINDS if round % 2 else reversed(KINDS):
@@ -76,10 +78,10 @@ def _measured_apart(name: str, kind: str) -> int:
 def _growth(name: str, kind: str) -> int:
     """Return the bytes by which this process grows while it trains a few steps."""
     graph, training = _load(name)
-    batches = list(islice(training.loader, STEPS_FOR_MEMORY))
+    batches, loss = _batches(graph, training, STEPS_FOR_MEMORY)
     start = quant.quantize(graph, "rtn", BITS)
     resident = memory.start_peak()
-    step = _steps(graph, training, kind, start)
+    step = _steps(graph, loss, kind, start)
     for batch in batches:
         step(batch)
     return memory.peak() - resident
@@ -91,8 +93,18 @@ def _load(name: str) -> tuple[quant.FloatGraph, Training]:
     return quant.capture(model.build(), examples, model.dynamic_axes), model.training()
 
 
+def _batches(graph: quant.FloatGraph, training: Training, count: int) -> tuple[list[tuple[Tensor, ...]], Loss]:
+    """Return so many batches and the loss of what the model answers to them."""
+    batches = list(islice(training.loader, count))
+    if training.loss is not None:
+        return batches, training.loss
+    module = graph.module()
+    with torch.no_grad():
+        return [(*batch, module(*batch)[0]) for batch in batches], kl_divergence
+
+
 def _steps(
-    graph: quant.FloatGraph, training: Training, kind: str, start: quant.QuantizedModel | None = None
+    graph: quant.FloatGraph, loss: Loss, kind: str, start: quant.QuantizedModel | None = None
 ) -> Callable[[tuple[Tensor, ...]], None]:
     """Return a function that takes a step of training on a batch."""
     if kind == "float":
@@ -105,9 +117,8 @@ def _steps(
     inputs = len(graph.graphs["forward"].inputs)
 
     def step(batch: tuple[Tensor, ...]) -> None:
-        loss = training.loss(module(*batch[:inputs])[0], *batch[inputs:])
         optimizer.zero_grad()
-        loss.backward()
+        loss(module(*batch[:inputs])[0], *batch[inputs:]).backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         if kind == "qat":

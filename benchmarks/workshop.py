@@ -5,8 +5,6 @@ versions, the machine's instruction set, and the source of every module of ours 
 """
 
 import copy
-import hashlib
-import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -15,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import footprint, judging
+from benchmarks import cascading, footprint, judging
 from benchmarks.answers import Answers
 from benchmarks.footprint import Footprint
+from benchmarks.ingredients import runtime_versions, state_digest, training_of
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
 from benchmarks.tuned import Tuning
 from fixtures.cache import Cache, Entry, digest_of, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
 from fixtures.own_files import OwnEntry
-from quant.backends import Executable, Target
+from quant.backends import Executable
 from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
-from quant.recipe import Recipe, Training, unlabelled
 from quant.replaying import environment
 from quant.storage import load, load_graph, save, save_graph
 from quant.tracing import capture
@@ -48,6 +46,7 @@ class Settings:
     case_seconds        after which judging stops
     data                where labelled data of the user's lies
     memory              whether the memory of artefacts is measured
+    max_drop            the share of its answers that an adaptive case may lose against float
     tuning              settings of runtimes that were found best on this machine, where they are to be used
     """
 
@@ -57,6 +56,7 @@ class Settings:
     case_seconds: float = 300.0
     data: DataOptions = field(default_factory=DataOptions)
     memory: bool = False
+    max_drop: float = 0.01
     tuning: Tuning = field(default_factory=Tuning)
 
 
@@ -81,6 +81,7 @@ class Tables:
 class Artifact:
     """A case's saved artefact, loaded into its runtime.
 
+    parts          those that a cascade is made of
     settings       of the runtime, where they are not its defaults
     start_seconds  that loading it took, and a first call where there was something to call it with
     """
@@ -89,6 +90,7 @@ class Artifact:
     executable: Executable
     entry: Entry
     tables: Tables | None
+    parts: "tuple[Artifact, ...]" = ()
     settings: dict[str, object] = field(default_factory=dict)
     start_seconds: float | None = None
 
@@ -116,6 +118,11 @@ class Workshop:
             self._models[name] = model_entry(name).load().load(self.settings.data)
         return self._models[name]
 
+    def begin_case(self) -> None:
+        """Let what earlier cases used leave a cache that has a limit, but for what is still held here."""
+        held = [self._prepared, self._baseline, self._baseline and self._baseline.tables]
+        self.cache.release(*(made.entry for made in held if made))
+
     def report(self, text: str) -> None:
         """Say what a long step is doing."""
         self._progress(text)
@@ -135,7 +142,8 @@ class Workshop:
         return self._prepared
 
     def quantize(self, case: Case, calibration: Samples) -> Tables | None:
-        """Return the case's tables; None where the runtime's own quantizer needs none."""
+        """Return the case's tables, of a cascade those that answer first; None for the runtime's own quantizer."""
+        case = case.first
         if case.method_entry.native:
             return None
         prepared, method = self.prepare(case.model), case.method_entry
@@ -149,7 +157,7 @@ class Workshop:
             "source": source_digest(method.entry.module, "quant.methods", "quant.storage"),
             "machine": environment(),
         }
-        training = _training(prepared.model, calibration) if method.trains else None
+        training = training_of(prepared.model, calibration_batches(calibration)) if method.trains else None
         if training:
             key |= {"training": training.digest, "recipe": asdict(training.recipe)}
             # Outside the entry, which is begun anew after a kill: training goes on.
@@ -159,7 +167,7 @@ class Workshop:
             self._progress(f"quantizing with {case.method}")
             batches = calibration_batches(calibration) if method.calibrates else []
             granularity = case.target.constant("DYNAMIC_GRANULARITY", "token")
-            made = quantize(prepared.graph, case.method, case.bits, batches, granularity, self._progress, training)
+            made = quantize(prepared.graph, method, case.bits, batches, granularity, self._progress, training)
             save(made, folder)
 
         entry = self.cache.entry("tables", key, build)
@@ -170,8 +178,10 @@ class Workshop:
 
         Raises:
             CannotRun: the backend lacks something that the model needs.
+            NoCascade: the case is a cascade, for which its model has no classes or too few samples.
         """
-        return self.compile_graph(self.prepare(case.model), case, tables, calibration)
+        artifact = self.compile_graph(self.prepare(case.model), case.first, tables, calibration)
+        return artifact if case == case.first else cascading.cascade(self, case, artifact)
 
     def compile_graph(
         self, prepared: Prepared, case: Case, tables: Tables | None, calibration: Samples | None
@@ -186,7 +196,7 @@ class Workshop:
             "template": template.digest,
             "tables": tables.entry.digest if tables else [case.method, case.bits, data],
             "source": source_digest(case.target.entry.module),
-            "runtime": _runtime(case.target, native=tables is None),
+            "runtime": runtime_versions(case.target, native=tables is None),
         }
 
         def build(folder: Path) -> None:
@@ -203,7 +213,7 @@ class Workshop:
         if calibration:
             self._progress(f"starting {case}")
             executable(*self.first_batch(calibration))
-        return Artifact(case, executable, entry, tables, settings, time.perf_counter() - start)
+        return Artifact(case, executable, entry, tables, settings=settings, start_seconds=time.perf_counter() - start)
 
     def baseline(self, case: Case) -> Artifact:
         """Return the float model on the case's backend."""
@@ -218,10 +228,6 @@ class Workshop:
             opened = baseline.case.target.open(baseline.entry.path, self.settings.threads, baseline.settings)
             self._twin = baseline, opened
         return self._twin[1]
-
-    def threads_of(self, artifact: Artifact) -> int:
-        """Return how many threads an artefact computes with."""
-        return artifact.settings.get("threads", self.settings.threads)
 
     def footprint(self, artifact: Artifact, samples: Samples) -> Footprint:
         """Return the memory that an artefact takes in a process of its own, measured once a run.
@@ -348,7 +354,7 @@ class Workshop:
             self._progress(f"exporting {model.name} with torch.export")
             return exported(module)
 
-        key = {"weights": _state_digest(module), "torch": torch.__version__, "exported_by": source}
+        key = {"weights": state_digest(module), "torch": torch.__version__, "exported_by": source}
         if isinstance(entry, OwnEntry):
             # What a user's file imports is not known, so what it computes is the key, found anew by every run.
             graph = captured()
@@ -372,7 +378,7 @@ class Workshop:
         key = {
             "graph": prepared.entry.digest,
             "source": source_digest(target.entry.module),
-            "runtime": _runtime(target, native=False),
+            "runtime": runtime_versions(target, native=False),
             "precision": precision,
         }
 
@@ -419,14 +425,6 @@ class Workshop:
         return np.concatenate(outputs)
 
 
-def _training(model: Model, calibration: Samples) -> Training:
-    """Return what a model's quantized numbers are trained on: its own data, or the float model on the calibration."""
-    if model.training is not None:
-        return model.training()
-    batches = _batches(calibration, CALIBRATION_BATCH)
-    return unlabelled(batches, Recipe(distance="kl" if model.logits else "mse"))
-
-
 class _Truncated(Exception):
     """An evaluation reached its time cap; what it has is used, and not cached."""
 
@@ -448,16 +446,3 @@ def _batches(samples: Samples, size: int) -> list[tuple[np.ndarray, ...]]:
         tuple(np.ascontiguousarray(array[start : start + size]) for array in samples.inputs)
         for start in range(0, len(samples), size)
     ]
-
-
-def _state_digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _runtime(target: Target, native: bool) -> list[str]:
-    packages = list(target.constant("NATIVE_REQUIRES", {})) if native else []
-    return [target.load().version(), *(f"{name} {importlib.metadata.version(name)}" for name in packages)]

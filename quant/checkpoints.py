@@ -1,9 +1,10 @@
 """Checkpoints: the state of a training run as a file, from which a run that was stopped goes on."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
+
+from quant.reading import readable
 
 
 def write_checkpoint(path: Path, state: dict[str, object]) -> None:
@@ -22,13 +23,11 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """
     if not path.exists():
         return None
-    try:
+    with readable(f"{path} cannot be read", "delete it to begin anew"):
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        raise unreadable(path, error) from error
-    if not isinstance(state, dict):
-        raise unreadable(path, TypeError("it holds no state"))
-    return state
+        if not isinstance(state, dict):
+            raise TypeError("it holds no state")
+        return state
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

@@ -15,6 +15,13 @@ from quant.recurrent import SteppedLSTM, traced_as_one
 
 Edit = Callable[[Tensor], Tensor]
 
+_ARITHMETIC = {
+    *("abs", "add", "and_", "eq", "floordiv", "ge", "getitem", "gt", "le", "lshift", "lt", "mod", "mul"),
+    *("ne", "neg", "not_", "or_", "pos", "pow", "rshift", "sub", "truediv", "xor"),
+}
+"""What is done with sizes. Of Python's operators others call whatever they are given."""
+_FILE_ARGUMENTS = {"filename", "file_name", "path"}
+
 
 def build_module(
     source: Graph, parameters: dict[str, Tensor], edges: dict[tuple[str, int | str], Edit] | None = None
@@ -77,23 +84,28 @@ def one_thread() -> Iterator[None]:
 def resolve(operator: str) -> Callable:
     """Return the function an operator's name stands for.
 
+    Names come from files: nothing they stand for may do anything but compute.
+
     Raises:
         ValueError: the name is neither a torch operator nor arithmetic on sizes.
     """
     namespace, _, rest = operator.partition(".")
-    if namespace == "_operator" and hasattr(python_operator, rest):
+    if namespace == "_operator" and rest in _ARITHMETIC:
         return getattr(python_operator, rest)
     if namespace == "math" and rest in ("ceil", "floor", "trunc", "sqrt", "pow"):
         return getattr(importlib.import_module("math"), rest)
-    if namespace == "torch" and rest.startswith("sym_"):
+    if namespace == "torch" and rest.startswith("sym_") and hasattr(torch, rest):
         return getattr(torch, rest)
     name, _, overload = rest.partition(".")
     try:
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    except (AttributeError, RuntimeError) as error:
-        raise ValueError(
-            f"unknown operator {operator!r}: this torch ({torch.__version__}) does not have it."
-        ) from error
+        found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except (AttributeError, RuntimeError):
+        found = None
+    if not isinstance(found, torch._ops.OpOverload):
+        raise ValueError(f"unknown operator {operator!r}: this torch ({torch.__version__}) does not have it.")
+    if any(argument.name in _FILE_ARGUMENTS and "str" in str(argument.type) for argument in found._schema.arguments):
+        raise ValueError(f"the operator {operator!r} opens files, which no model may do.")
+    return found
 
 
 def export(

@@ -67,7 +67,17 @@ class Text:
     @property
     def cache_bytes(self) -> int:
         """What the caches take in the runtime's memory."""
-        return sum(cache.nbytes if hasattr(cache, "nbytes") else cache.tensor_size_in_bytes() for cache in self.caches)
+        return bytes_of(self.caches)
+
+
+def bytes_of(caches: Sequence[object]) -> int:
+    """Return what caches take, as numpy or a runtime holds them."""
+    return sum(cache.nbytes if hasattr(cache, "nbytes") else cache.tensor_size_in_bytes() for cache in caches)
+
+
+def places(length: int, added: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where ``added`` tokens stand after ``length`` others, and where the entries of these others' caches do."""
+    return np.arange(length, length + added), np.array([_BEYOND, *range(length)])
 
 
 def capture_step(module: nn.Module, shape: CacheShape) -> FloatGraph:
@@ -156,8 +166,7 @@ class Simulated:
 
 def _advanced(decoder: Stepper, text: Text, tokens: np.ndarray) -> Text:
     length, added = text.length, tokens.shape[1]
-    positions, past = np.arange(length, length + added), np.array([_BEYOND, *range(length)])
-    logits, caches = decoder.step(tokens, positions, past, *text.caches)
+    logits, caches = decoder.step(tokens, *places(length, added), *text.caches)
     return Text(length + added, logits, caches)
 
 

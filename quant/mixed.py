@@ -7,13 +7,11 @@ Quantization With Small Calibration Sets", 2021 (arXiv:2006.10518). Greedy and u
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from quant.graph import QuantizedModel
-from quant.progress import steps
 from quant.search import Loss
 
 _GAP = 1e-6
@@ -161,39 +159,53 @@ def uniform(problem: Problem, budget: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluation: the budget, what the model of it lost, and whether that is tolerated."""
+    """One budget: what the model of it seemed to lose, whether that looks good, and the loss on fresh samples if so."""
 
     budget: float
     loss: Loss
-    holds: bool
+    promising: bool
+    verified: Loss | None = None
+
+    def holds(self, tolerated: float) -> bool:
+        """Whether the loss is shown to be tolerated, by the upper bound of the paired loss on fresh samples."""
+        return self.verified is not None and self.verified.high <= tolerated
 
 
 def cheapest_within(
     budgets: Sequence[float],
-    make: Callable[[float], QuantizedModel],
-    evaluate: Callable[[QuantizedModel], Loss],
+    judge: Callable[[float], Loss],
+    verify: Callable[[float], Loss],
+    fresh: int,
     tolerated: float,
+    verifications: int,
 ) -> list[Trial]:
-    """Return the trials that find the smallest of the growing ``budgets`` whose loss is shown to be ``tolerated``.
+    """Return the trials, by growing budget, that find the smallest of ``budgets`` whose loss is shown to be tolerated.
 
-    By bisection, so there are at most ``most_evaluations(len(budgets))``; what holds is shown by the upper bound of
-    the paired loss. The smallest budget of a trial that holds is the answer; where none holds, the largest was tried.
+    By bisection on what looks good, with one look for each binary digit of the number of budgets; then the smallest
+    of those is verified, and the next where that fails. The answer is the first that ``holds``, if any does.
+
+    Args:
+        budgets: growing.
+        judge: the loss with a budget, on samples that may be looked at again and again.
+        verify: the loss on ``fresh`` others. What looks good would be shown to hold there, if it lost as much.
+        verifications: how many there may be.
     """
     trials: list[Trial] = []
     low, high = 0, len(budgets)
-    for _ in steps(range(most_evaluations(len(budgets))), "evaluation"):
-        if low >= high:
-            break
+    while low < high:
         middle = (low + high) // 2
-        loss = evaluate(make(budgets[middle]))
-        trials.append(Trial(budgets[middle], loss, loss.high <= tolerated))
-        low, high = (low, middle) if trials[-1].holds else (middle + 1, high)
+        loss = judge(budgets[middle])
+        # An interval narrows with the root of the number of samples.
+        expected = loss.value + (loss.high - loss.value) * (loss.samples / fresh) ** 0.5
+        trials.append(Trial(budgets[middle], loss, expected <= tolerated))
+        low, high = (low, middle) if trials[-1].promising else (middle + 1, high)
+    trials.sort(key=lambda trial: trial.budget)
+    promising = [index for index, trial in enumerate(trials) if trial.promising]
+    for index in promising[:verifications]:
+        trials[index] = replace(trials[index], verified=verify(trials[index].budget))
+        if trials[index].holds(tolerated):
+            break
     return trials
-
-
-def most_evaluations(count: int) -> int:
-    """Return how many evaluations :func:`cheapest_within` may take for so many budgets."""
-    return count.bit_length()
 
 
 def _solve(

@@ -8,9 +8,11 @@ set. Whoever wrote it may add what else is known, such as how much the model los
 """
 
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,7 +62,7 @@ def recipe_of(
         "format": FORMAT,
         "method": made["method"],
         "bits": made["bits"],
-        "settings": method(made["method"]).settings,
+        "settings": made["settings"],
         "dynamic_granularity": dynamic_granularity,
         "seed": SEED,
         "weights_sha256": quantized.graph.weights_sha256,
@@ -92,13 +94,17 @@ def replay(
     recipe = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
     if recipe["weights_sha256"] != graph.weights_sha256:
         raise ValueError(f"{name} is of other weights than this model's: search again with these.")
-    chosen = method(recipe["method"])
-    if chosen.settings != recipe["settings"]:
-        raise ValueError(f"{name} has other settings of {chosen.name} than this version of the library: search again.")
+    chosen = replace(method(recipe["method"]), settings=recipe["settings"])
+    unknown = chosen.settings.keys() - inspect.signature(chosen.entry.load().quantize).parameters.keys()
+    if unknown:
+        raise ValueError(
+            f"{name} has the setting {min(unknown)!r}, which {chosen.name} does not have in this version of the "
+            "library: search again."
+        )
     if recipe.get("calibration_sha256"):
         _check_calibration(name, recipe["calibration_sha256"], calibration)
     granularity = recipe["dynamic_granularity"]
-    quantized = quantize(graph, chosen.name, recipe["bits"], calibration, granularity, progress)
+    quantized = quantize(graph, chosen, recipe["bits"], calibration, granularity, progress)
     differing = _differences(recipe.get("environment", {}))
     equal = tables_sha256(quantized) == recipe["tables_sha256"]
     if differing:
@@ -123,6 +129,11 @@ def read_recipe(path: Path | str) -> dict[str, object]:
     missing = [name for name in _NEEDED if not isinstance(recipe, dict) or name not in recipe]
     if missing:
         raise ValueError(f"{path} is no recipe: it has no {missing[0]}.")
+    named = ("method", "bits", "dynamic_granularity", "weights_sha256", "tables_sha256")
+    wrong = [name for name in named if not isinstance(recipe[name], str)]
+    wrong += [name for name in ("settings", "environment") if not isinstance(recipe.get(name, {}), dict)]
+    if wrong:
+        raise ValueError(f"{path} is no recipe: its {wrong[0]} is {recipe[wrong[0]]!r:.60}.")
     if recipe["format"] != FORMAT:
         raise ValueError(f"{path} has the format {recipe['format']}, which this version of the library cannot read.")
     return recipe
@@ -139,10 +150,12 @@ def calibration_sha256(batches: Sequence[Batch]) -> str:
 
 
 def tables_sha256(quantized: QuantizedModel) -> str:
-    """Return the digest of a quantized model as it is saved."""
+    """Return the digest of a quantized model as it is saved, in whatever order its tables were filled."""
+    tables = ("weights", "floats", "activations")
+    ordered = {name: dict(sorted(getattr(quantized, name).items(), key=lambda entry: str(entry[0]))) for name in tables}
     digest = hashlib.sha256()
     with TemporaryDirectory() as folder:
-        save(quantized, folder)
+        save(replace(quantized, **ordered), folder)
         for file in sorted(Path(folder).iterdir()):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

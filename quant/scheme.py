@@ -4,6 +4,7 @@ A word such as ``int4_g128`` names one scheme for each family of methods; the ta
 where that meaning is written down.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,7 +22,6 @@ REDUCED_WORD = "int8_reduced"
 """W8A8 with weights of 7 bits, whose products never saturate (``quant.hardware.saturation``)."""
 PALETTE_WORDS = {f"lut{bits}": bits for bits in (8, 6, 4, 3, 2)}
 FLOAT_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-MIXED_WORDS = {"mixed_3p5": 3.5, "mixed_4": 4.0, "mixed_4p5": 4.5, "mixed_5": 5.0, "mixed_6": 6.0}
 W4A8 = "w4a8"
 FAMILIES: tuple[Family, ...] = ("float", "weight_only", "static", "dynamic")
 DEFAULT_GROUP_SIZE = 32
@@ -29,6 +29,7 @@ DEFAULT_GROUP_SIZE = 32
 _FLOAT16_SIGNIFICANT_BITS = 11
 _SCALE_BITS = {"float32": 32, "float16": 16, "float8_e4m3fn": 8, "float8_e8m0fnu": 8, None: 0}
 _LARGEST_ENTRY = {"nf4": 1.0, "e2m1": 6.0, "e4m3": 448.0, "e5m2": 57344.0}
+_BUDGET = re.compile(r"mixed_(?P<whole>\d{1,2})(?:p(?P<fraction>\d{1,3}))?")
 _SUFFIX = re.compile(r"g(?P<group>[1-9]\d*)|(?P<symmetric>sym)|(?P<granularity>tensor|channel)")
 
 
@@ -174,13 +175,14 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
     if family not in FAMILIES:
         raise ValueError(f"unknown family of methods {family!r}: {nearest(family, FAMILIES)}")
     base, *suffixes = word.split("_")
-    if word in MIXED_WORDS and family == "weight_only":
-        return Scheme(word, "weight_only", bits_per_weight=MIXED_WORDS[word])
-    if base == "mixed" and word not in MIXED_WORDS:
-        raise ValueError(f"unknown bits word {word!r}: {nearest(word, MIXED_WORDS)}")
+    budget = bits_per_weight(word)
+    if budget is not None and family == "weight_only":
+        return Scheme(word, "weight_only", bits_per_weight=budget)
+    if base == "mixed" and budget is None:
+        raise ValueError(f"unknown bits word {word!r}: write the bits per weight as in mixed_4 or mixed_4p5.")
     if base in FLOAT_WORDS and not suffixes:
         return Scheme(word, "float", float_dtype=FLOAT_WORDS[base])
-    if base not in WORDS and word not in MIXED_WORDS:
+    if base not in WORDS and budget is None:
         raise ValueError(f"unknown bits word {word!r}: {nearest(base, WORDS)}")
     if family == "weight_only" and base in INTEGER_WORDS:
         return _weight_only(word, INTEGER_WORDS[base], suffixes)
@@ -193,6 +195,17 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
     if word == W4A8 and family == "dynamic":
         return _four_and_eight_bit(word)
     raise ValueError(f"{word!r} has no meaning for {family} methods: use {_MEANT[family]}.")
+
+
+def bits_per_weight(word: str) -> float | None:
+    """Return the bits per weight that a word such as ``mixed_4p5`` allows, or None if it is no such word."""
+    match = _BUDGET.fullmatch(word)
+    return float(f"{match['whole']}.{match['fraction'] or 0}") if match else None
+
+
+def budget_word(bits: float) -> str:
+    """Return the word that allows at least ``bits`` per weight, and hardly more: thousandths are rounded up."""
+    return f"mixed_{math.ceil(1000 * bits - 1e-6) / 1000:g}".replace(".", "p")
 
 
 def _weight_only(word: str, bits: int, suffixes: list[str]) -> Scheme:

@@ -1,7 +1,8 @@
 """Sensitivity: what quantizing one operator alone costs the output of the whole model.
 
 Several criteria of it take the same: for each weight its *changes*, one float tensor for each format it might have,
-and return float64 [weights, formats]. Two run the model once for each; two need a few gradients, whatever their number.
+and return float64 [weights, formats]. Two run the model once for each; the others need a few gradients, whatever their
+number.
 """
 
 import json
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quant.calibrate import Batch, as_tensors, first_samples
 from quant.graph import Edge, FloatGraph, QuantizedModel, simulate
 from quant.progress import steps
+from quant.reading import readable
 
 Changes = Mapping[str, Sequence[Tensor]]
 
@@ -72,9 +75,26 @@ class Sensitivity:
     errors: np.ndarray
     weights_sha256: str
 
+    def among(self, weights: Sequence[str], formats: Sequence[str]) -> np.ndarray:
+        """Return the errors of these weights in these formats.
+
+        Raises:
+            ValueError: some were not measured.
+        """
+        for noun, wanted, known in (("format", formats, self.formats), ("weight", weights, self.weights)):
+            absent = [name for name in wanted if name not in known]
+            if absent:
+                raise ValueError(f"the sensitivities hold nothing of the {noun} {absent[0]!r}: measure them again.")
+        rows, columns = [self.weights.index(name) for name in weights], [self.formats.index(name) for name in formats]
+        return self.errors[np.ix_(rows, columns)]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return all of it in plain JSON types."""
+        return {**vars(self), "weights": [*self.weights], "formats": [*self.formats], "errors": self.errors.tolist()}
+
     def save(self, path: Path | str) -> None:
         """Write the sensitivity as JSON."""
-        Path(path).write_text(json.dumps({**vars(self), "errors": self.errors.tolist()}, indent=1))
+        Path(path).write_text(json.dumps(self.as_dict(), indent=1))
 
 
 def load(path: Path | str, graph: FloatGraph) -> Sensitivity:
@@ -83,7 +103,7 @@ def load(path: Path | str, graph: FloatGraph) -> Sensitivity:
     Raises:
         ValueError: the file is damaged, or of a model with other weights.
     """
-    try:
+    with readable(f"{path} holds no readable sensitivities", "measure them again"):
         entry = json.loads(Path(path).read_text())
         found = Sensitivity(
             str(entry["criterion"]),
@@ -92,8 +112,6 @@ def load(path: Path | str, graph: FloatGraph) -> Sensitivity:
             np.array(entry["errors"], dtype=np.float64),
             entry["weights_sha256"],
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no readable sensitivities ({error}): measure them again.") from error
     if found.errors.shape != (len(found.weights), len(found.formats)):
         raise ValueError(f"{path} holds no readable sensitivities (errors are missing): measure them again.")
     if found.weights_sha256 != graph.weights_sha256:
@@ -146,11 +164,51 @@ def alignment(graph: FloatGraph, changes: Changes, batches: Sequence[Batch]) -> 
     return np.maximum(_inner_products(divergence, leaves, changes), 0)
 
 
+def hessian(graph: FloatGraph, changes: Changes, batches: Sequence[Batch]) -> np.ndarray:
+    """Return half the mean eigenvalue of the Hessian of :func:`output_divergence`, times the square of each change.
+
+    Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks", 2020 (arXiv:1911.03852): a
+    change counts by its size alone, as if it had no direction.
+    """
+    traces = hessian_traces(graph, list(changes), batches)
+    squares = [[float(change.double().square().sum()) for change in of_weight] for of_weight in changes.values()]
+    sizes = [graph.parameters[name].numel() for name in changes]
+    return np.array(squares).reshape(_shape(changes)) * (traces / sizes / 2)[:, None]
+
+
+def hessian_traces(
+    graph: FloatGraph, weights: Sequence[str], batches: Sequence[Batch], draws: int = 2 * _DRAWS
+) -> np.ndarray:
+    """Return float64 [weights]: the trace of each weight's part of the Hessian of :func:`output_divergence`.
+
+    Estimated by Hutchinson's method: the mean of ``v' H v`` over vectors of random signs. At the float model the
+    Hessian is the Fisher information, so that a negative estimate is noise and counts as zero.
+    """
+    generator = torch.Generator().manual_seed(0)
+    samples = _inputs(batches, _SAMPLES)
+    total = np.zeros(len(weights))
+    # The fused kernels of attention have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        logarithms, leaves = _log_likelihood(graph, dict.fromkeys(weights, ()), samples)
+        divergence = (logarithms.detach().exp() * (logarithms.detach() - logarithms)).sum(-1).mean()
+        leaves = list(leaves.values())
+        gradients = torch.autograd.grad(divergence, leaves, create_graph=True, allow_unused=True)
+        reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        for _ in steps(range(draws), "curvature"):
+            signs = [torch.randint(0, 2, leaves[i].shape, generator=generator).float() * 2 - 1 for i in reached]
+            products = torch.autograd.grad(
+                [gradients[i] for i in reached], [leaves[i] for i in reached], signs, retain_graph=True
+            )
+            total[reached] += [float((v * hv).sum()) for v, hv in zip(signs, products, strict=True)]
+    return np.maximum(total / draws, 0)
+
+
 CRITERIA: dict[str, Callable[[FloatGraph, Changes, Sequence[Batch]], np.ndarray]] = {
     "sqnr": output_noise,
     "kl": output_divergence,
     "fisher": fisher,
     "alignment": alignment,
+    "hessian": hessian,
 }
 
 
@@ -182,12 +240,21 @@ def _log_likelihood(
     """Return the logarithms of the softmax [n, classes] and the weights that they can be differentiated by."""
     values = values or {name: graph.parameters[name] for name in changes}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    module = graph.module()
+    module = _reshaping(graph.module())
     # A weight may belong to another graph of the model alone.
     known = dict(module.named_parameters())
     reached = {name: leaf for name, leaf in leaves.items() if name in known}
     with torch.enable_grad():
         return _log_softmax(functional_call(module, reached, tuple(samples))[0]), leaves
+
+
+def _reshaping(module: fx.GraphModule) -> fx.GraphModule:
+    """Return the module with views as reshapes: values lie elsewhere in memory where another kernel made them."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    module.recompile()
+    return module
 
 
 def _inner_products(value: Tensor, leaves: dict[str, Tensor], changes: Changes) -> np.ndarray:

@@ -5,13 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
 from quant.nodes import Graph, Node, Parameter, Value
-from quant.scheme import NumberFormat, Scheme
+from quant.reading import checked_graph, format_from_json, readable, require_parameters, torch_constant
+from quant.scheme import Scheme
 from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
 _WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
@@ -19,8 +20,8 @@ _DECODERS = {
     "value": Value,
     "parameter": Parameter,
     "float": float,
-    "dtype": lambda name: getattr(torch, name),
-    "memory_format": lambda name: getattr(torch, name),
+    "dtype": lambda name: torch_constant(name, torch.dtype),
+    "memory_format": lambda name: torch_constant(name, torch.memory_format),
 }
 
 
@@ -34,13 +35,22 @@ def save_graph(graph: FloatGraph, folder: Path) -> None:
 
 
 def load_graph(folder: Path) -> FloatGraph:
-    """Read what :func:`save_graph` wrote."""
-    document = json.loads((folder / "graph.json").read_text())
-    graphs = {name: graph_from_json(entry) for name, entry in document.items()}
-    tensors = _read_tensors(folder / "parameters.safetensors")
-    examples = {name: tuple(tensors[f"example/{name}/{i}"] for i in range(len(g.inputs))) for name, g in graphs.items()}
-    parameters = {key[len("parameter/") :]: value for key, value in tensors.items() if key.startswith("parameter/")}
-    return FloatGraph(graphs, parameters, examples)
+    """Read what :func:`save_graph` wrote.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    with readable(f"{folder} holds no readable graph", "capture the model again"):
+        document = json.loads((folder / "graph.json").read_text())
+        graphs = {name: graph_from_json(entry) for name, entry in document.items()}
+        tensors = _read_tensors(folder / "parameters.safetensors")
+        examples = {
+            name: tuple(tensors[f"example/{name}/{i}"] for i in range(len(g.inputs))) for name, g in graphs.items()
+        }
+        parameters = {key[len("parameter/") :]: value for key, value in tensors.items() if key.startswith("parameter/")}
+        for graph in graphs.values():
+            require_parameters(graph, parameters)
+        return FloatGraph(graphs, parameters, examples)
 
 
 def save(quantized: QuantizedModel, folder: Path | str) -> None:
@@ -76,29 +86,37 @@ def load(folder: Path | str, graph: FloatGraph) -> QuantizedModel:
         ValueError: the tables were made from other weights, or a file is damaged.
     """
     folder = Path(folder)
-    try:
+    with readable(f"{folder} holds no readable quantized model", "quantize the model again"):
         recipe = json.loads((folder / "recipe.json").read_text())
         tensors = _read_tensors(folder / "tables.safetensors")
         weights_sha256 = recipe["weights_sha256"]
         weights = {name: _load_weight(name, entry, tensors) for name, entry in recipe["weights"].items()}
         activations = dict(_load_activation(i, entry, tensors) for i, entry in enumerate(recipe["activations"]))
-        scheme = _scheme_from_json(recipe["scheme"])
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no readable quantized model ({error}): quantize the model again.") from error
+        scheme, made = _scheme_from_json(recipe["scheme"]), dict(recipe["recipe"])
     if weights_sha256 != graph.weights_sha256:
         raise ValueError(f"{folder} was made from other weights than this graph's: quantize the model again.")
     floats = {key[len("floats/") :]: value for key, value in tensors.items() if key.startswith("floats/")}
-    return QuantizedModel(graph, scheme, weights, floats, activations, recipe["recipe"])
+    with readable(f"{folder} holds tables that do not fit this graph", "quantize the model again"):
+        shapes = {name: weight.codes.shape for name, weight in weights.items()}
+        shapes |= {name: value.shape for name, value in floats.items()}
+        wrong = [name for name, shape in shapes.items() if shape != graph.parameters[name].shape]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} has another shape")
+        return QuantizedModel(graph, scheme, weights, floats, activations, made)
 
 
 def graph_from_json(entry: dict) -> Graph:
-    """Undo :func:`graph_to_json`."""
+    """Undo :func:`graph_to_json`.
+
+    Raises:
+        ValueError: a name, an order or a type that no graph has; damage may raise other errors, too.
+    """
     nodes = tuple(
         Node(name, operator, _decode(arguments), {key: _decode(value) for key, value in keywords.items()})
         for name, operator, arguments, keywords in entry["nodes"]
     )
     dynamic_axes = tuple({int(axis): name for axis, name in axes.items()} for axes in entry["dynamic_axes"])
-    return Graph(tuple(entry["inputs"]), nodes, tuple(entry["outputs"]), dynamic_axes, entry["shapes"])
+    return checked_graph(Graph(tuple(entry["inputs"]), nodes, tuple(entry["outputs"]), dynamic_axes, entry["shapes"]))
 
 
 def graph_to_json(graph: Graph) -> dict:
@@ -114,6 +132,25 @@ def graph_to_json(graph: Graph) -> dict:
         "dynamic_axes": graph.dynamic_axes,
         "shapes": graph.shapes,
     }
+
+
+def activation_from_json(entry: dict, parts: dict[str, Tensor | None]) -> tuple[Edge, ActivationQuantizer]:
+    """Return the quantizer of an edge from its mode, its format and the tensors ``scale``, ``zero_point`` and so on.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    graph, node, position = entry["edge"]
+    mode, format = entry["mode"], format_from_json(entry["format"]) if entry["format"] else None
+    asymmetric = mode == "static" and format is not None and not format.symmetric
+    complete = {
+        "static": format and parts["scale"] is not None and (parts["zero_point"] is not None or not asymmetric),
+        "dynamic": format,
+        "none": parts["input_scale"] is not None,
+    }
+    if not complete.get(mode):
+        raise ValueError(f"the quantizer of {node!r} is not complete")
+    return (graph, node, position), ActivationQuantizer(mode, format, **parts)
 
 
 def _encode(argument: object) -> object:
@@ -145,13 +182,13 @@ def _decode(item: object) -> object:
 
 def _scheme_from_json(entry: dict) -> Scheme:
     formats = {
-        key: NumberFormat(**entry[key]) if entry[key] else None for key in ("linear", "convolution", "activations")
+        key: format_from_json(entry[key]) if entry[key] else None for key in ("linear", "convolution", "activations")
     }
     return Scheme(**{**entry, **formats})
 
 
 def _load_weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTensor:
-    format = NumberFormat(**entry["format"])
+    format = format_from_json(entry["format"])
     codes = unpack(tensors[f"codes/{name}"], format.bits, entry["shape"], format.signed)
     prefix = f"weights/{name}/"
     parts = {part: tensors[prefix + part] for part in _WEIGHT_PARTS if prefix + part in tensors}
@@ -159,9 +196,8 @@ def _load_weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> Quantize
 
 
 def _load_activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[Edge, ActivationQuantizer]:
-    parts = (tensors.get(f"activations/{index}/{part}") for part in ("scale", "zero_point", "input_scale"))
-    format = NumberFormat(**entry["format"]) if entry["format"] else None
-    return tuple(entry["edge"]), ActivationQuantizer(entry["mode"], format, *parts)
+    parts = {part: tensors.get(f"activations/{index}/{part}") for part in ("scale", "zero_point", "input_scale")}
+    return activation_from_json(entry, parts)
 
 
 def _present(prefix: str, holder: object, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -195,13 +195,27 @@ def restored(
     block: Sequence[int],
     format: NumberFormat,
 ) -> QuantizedTensor:
-    """Return the tensor that has the given codes and zero points and, in ``parts``, what :func:`stored_parts` made."""
+    """Return the tensor that has the given codes and zero points and, in ``parts``, what :func:`stored_parts` made.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
     scale = torch.ones((1,) * codes.ndim)
+    if len(block) != codes.ndim:
+        raise ValueError(f"blocks of {tuple(block)} do not divide codes of shape {tuple(codes.shape)}")
     if format.scale_dtype is not None:
         scale = parts["scale"].float() * parts.get("shared_scale", 1)
+        expected = tuple(-(-size // within) for size, within in zip(codes.shape, block, strict=True))
+        for name, part in (("scales", scale), ("zero points", zero_point)):
+            if part is not None and tuple(part.shape) != expected:
+                raise ValueError(f"there are {tuple(part.shape)} {name} instead of {expected}")
+    if (zero_point is None) != (format.symmetric or format.codebook is not None):
+        raise ValueError(f"zero points are missing, or {format} has none")
     table = None
     if format.codebook is not None:
         table = parts["codebook"].float() if format.codebook == "learned" else CODEBOOKS[format.codebook].entries
+        if table.shape[-1] != 2**format.bits:
+            raise ValueError(f"a look-up table has {table.shape[-1]} entries instead of {2**format.bits}")
     return QuantizedTensor(codes, scale, zero_point, table, tuple(block), format)
 
 

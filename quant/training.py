@@ -55,6 +55,16 @@ def qat(
 ) -> QuantizedModel:
     """Return the tables of ``model`` in ``scheme``, trained.
 
+    Always: step sizes learn, of weights and of activations with a fixed range (LSQ), and so do zero points (LSQ+),
+    biases, and gains of norms; batch norms are folded into the weights that are rounded, and frozen. If the recipe
+    says so:
+
+        Recipe(distillation=0.5)     half of what is minimized is the distance from the float model
+        Recipe(learns="scales")      scales of weights alone learn, the codes stay (the method ``distill``)
+        Recipe(estimator="pact", weight_decay=1e-4)    clips of activations learn as in PACT
+        Recipe(bits=(8, 4))          bits are lowered gradually: from 8 to 4 to those of the scheme
+        Recipe(noise=0.5)            quantization noise: half of the blocks are rounded at each step
+
     Progress goes to the standard error, or wherever :func:`quant.progress.reporting` sends it.
 
     Args:

@@ -1,5 +1,6 @@
 """``python -m reports``: what can be done with saved runs; one file in ``reports/commands`` per command."""
 
+import os
 import sys
 
 from reports import commands
@@ -22,4 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # The products of a report are small: the threads of a BLAS, which starts them as numpy is imported, would cost more
+    # than they save.
+    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+        os.environ.setdefault(_variable, "1")
     sys.exit(main())

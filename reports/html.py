@@ -25,6 +25,7 @@ from reports.pareto import COSTS, Front, front_text, fronts
 from reports.plots import scatter, shape, sparkline_svg
 from reports.record import Record, record_name
 from reports.runs import Run
+from reports.sensitivities import heat_map
 from reports.tables import NULL, delta_text, footnotes, metric_text, order, speed_text, three_digits
 from reports.verdicts import headline, sections
 
@@ -106,6 +107,7 @@ def page(runs: Sequence[Run], judgement: Judgement | None = None) -> str:
         legend=[(name, index % 8, Markup(shape(index))) for index, name in enumerate(backends)],
         plots=_plots(found, numbers, backends, machines),
         layered=[index for index, record in enumerate(records) if record.get("layers")],
+        sensitivities=[(row.name, row.machine, found) for row in rows if (found := heat_map(row.record))],
         history=_history(series, rows),
         changes=changes_by_save(series),
         footnotes=footnotes(records, verbose=True),
@@ -208,7 +210,7 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
         "base": judgement.base,
         "findings": [_finding(finding, records[finding.case]) for finding in ranked],
         "open": sum(finding.verdict in ("regressed", "inconclusive") for finding in ranked),
-        "sections": [(name, lines) for name, lines in sections(judgement) if name not in _IN_TABLE],
+        "sections": [(name, lines) for name, lines, _ in sections(judgement) if name not in _IN_TABLE],
     }
 
 

@@ -37,14 +37,14 @@ def comment(run: Run, judgement: Judgement | None = None) -> str:
 
 def _judged(judgement: Judgement) -> Iterator[str]:
     yield f"### {_MARKS[judgement.verdict]} {_plain(headline(judgement))}"
-    for heading, lines in sections(judgement):
+    for heading, lines, count in sections(judgement):
         items = [f"- {_plain(line)}" for line in lines]
         if heading in _OPEN:
             yield f"**{heading.capitalize()}**\n\n" + "\n".join(items[:WORST])
             items = items[WORST:]
-            heading = f"more {heading}"
+            heading, count = f"more {heading}", len(items)
         if items:
-            yield _folded(f"{heading.capitalize()} ({len(items)})", "\n".join(items))
+            yield _folded(f"{heading.capitalize()} ({count})", "\n".join(items))
 
 
 def _advised(run: Run) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.record import record_name
-from reports.runs import Run, RunError, read_document, run_of
+from reports.runs import Run, RunError, problems_of, read_document, run_of
 
 Document = dict[str, Any]
 
@@ -31,7 +31,11 @@ def read_part(path: Path) -> Part:
         RunError: as :func:`reports.runs.read_run`.
     """
     document = read_document(path)
-    return Part(document, run_of(path, document))
+    run = run_of(path, document)
+    problems = problems_of(run) if run.records else []
+    if problems:
+        raise RunError(problems[0])
+    return Part(document, run)
 
 
 def merge(parts: Sequence[Part]) -> Document:

@@ -14,6 +14,7 @@ import numpy
 
 from reports.statistics import (
     FEW,
+    STUDENT_975,
     Interval,
     accuracy_interval,
     by_cluster,
@@ -26,7 +27,7 @@ from reports.statistics import (
 
 Form = Literal["mean", "exp_mean", "root_mean", "decibels"]
 
-_FORMS: dict[Form, Callable[[numpy.ndarray], numpy.ndarray]] = {
+FORMS: dict[Form, Callable[[numpy.ndarray], numpy.ndarray]] = {
     "mean": lambda ratio: ratio,
     "exp_mean": numpy.exp,
     "root_mean": numpy.sqrt,
@@ -64,7 +65,7 @@ class Contributions:
 
     def value(self) -> float:
         with numpy.errstate(divide="ignore", invalid="ignore"):
-            return float(_FORMS[self.form](self.numerators.sum(dtype=float) / self.weights.sum()))
+            return float(FORMS[self.form](self.numerators.sum(dtype=float) / self.weights.sum()))
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,14 @@ def _interval(sums: numpy.ndarray, form: Form, estimate: float, seed: int) -> In
     if len(sums) >= FEW:
         totals = resampled_totals(sums, seed)
         with numpy.errstate(divide="ignore", invalid="ignore"):
-            before, after = (_FORMS[form](totals[:, i] / totals[:, i + 1]) for i in (0, 2))
+            before, after = (FORMS[form](totals[:, i] / totals[:, i + 1]) for i in (0, 2))
         changes = after - before
         return Interval(*percentiles(changes[numpy.isfinite(changes)]), "cluster bootstrap, 95 % percentile")
-    from scipy.stats import t
-
     with numpy.errstate(invalid="ignore"):
         parts = _linearized(sums, form)
     if not numpy.isfinite(parts).all():
         return None
-    margin = float(t.ppf(0.975, len(sums) - 1)) * math.sqrt(len(sums) * parts.var(ddof=1))
+    margin = STUDENT_975[len(sums) - 2] * math.sqrt(len(sums) * parts.var(ddof=1))
     return Interval(estimate - margin, estimate + margin, f"Student's t on {len(sums)} clusters")
 
 
@@ -157,7 +156,7 @@ def _linearized(sums: numpy.ndarray, form: Form) -> numpy.ndarray:
         ratio = numerators.sum() / denominators.sum()
         # The central difference of a smooth form; at a ratio of zero no form but the mean has a slope.
         step = 1e-6 * (ratio or 1.0)
-        slope = (_FORMS[form](ratio + step) - _FORMS[form](ratio - step)) / (2 * step)
+        slope = (FORMS[form](ratio + step) - FORMS[form](ratio - step)) / (2 * step)
         parts += sign * slope * (numerators - ratio * denominators) / denominators.sum()
     return parts
 

@@ -81,10 +81,11 @@ def validate(record: Any) -> list[str]:
     newer = newer_schema(record)
     if newer:
         return [newer]
-    problems = _impurities(record, "")
+    problems = [] if _is_plain(record) else _impurities(record, "")
     for name, check in (("schema", _schema), ("kind", _one_of(*KINDS)), ("evidence", _one_of(*EVIDENCE))):
         problems += _problems(name, check, record)
-    for name, fields in {**SECTIONS, **OF_KIND.get(str(record.get("kind")), {})}.items():
+    optional = {name: fields for name, fields in OPTIONAL.items() if name in record}
+    for name, fields in {**SECTIONS, **OF_KIND.get(str(record.get("kind")), {}), **optional}.items():
         problems += _section_problems(name, fields, record)
     return problems + _contradictions(record)
 
@@ -268,6 +269,27 @@ OF_KIND: dict[str, dict[str, dict[str, Check | dict[str, Check]]]] = {
 }
 """The sections that records of one kind alone have."""
 
+OPTIONAL: dict[str, dict[str, Check | dict[str, Check]]] = {
+    "adaptive": {
+        "first": _text,
+        "stronger": _text,
+        "sureness": _text,
+        "threshold": _number,
+        "max_drop": _share,
+        "confidence": _share,
+        "sources": _count,
+        "lost_when_certified": _share,
+        "answers": _count,
+        "escalated": _share,
+        "difference": _number,
+        "ci95": _interval,
+        "resplits": {"count": _count, "held": _count, "largest_loss": _number},
+        "expected_seconds": _non_negative,
+        "worst_seconds": _non_negative,
+    }
+}
+"""The sections that some records have: those of cascades."""
+
 
 def _section_problems(name: str, fields: dict, record: Record) -> list[str]:
     section = record.get(name)
@@ -296,6 +318,16 @@ def _problems(path: str, check: Check | dict[str, Check], holder: dict, section:
         return [problem for inner in check for problem in _problems(f"{path}.{inner}", check[inner], value)]
     problem = check(value)
     return [f"{path} {problem}."] if problem else []
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether :func:`_impurities` finds none, which most records are free of: this one is quick."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) is str and _is_plain(item) for key, item in value.items())
+    if kind is list:
+        return all(map(_is_plain, value))
+    return math.isfinite(value) if kind is float else value is None or kind in (str, int, bool)
 
 
 def _impurities(value: Any, path: str) -> list[str]:

@@ -13,12 +13,36 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reports.record import Record, full_name, newer_schema, type_name, validate
+
+# Where in a file what is expected: a type and, of lists and objects, that of all it holds.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "quant.planned": (list, str),
+    "quant.deselected": (list, str),
+    "quant.skipped": (dict, str),
+    "quant.failed": (dict, str),
+    "quant.complete": (bool,),
+    "quant.selection": (dict,),
+    "quant.settings": (dict,),
+    "quant.shard": (dict, int),
+    "quant.shard.number": (int,),
+    "quant.shard.of": (int,),
+    "quant.missing_shards": (list, int),
+    "machine_info": (dict,),
+    "machine_info.cpu": (dict,),
+    "machine_info.quant": (dict,),
+    "machine_info.quant.cpu": (str,),
+    "machine_info.quant.isa": (list, str),
+    "machine_info.quant.versions": (dict, str),
+    "commit_info": (dict,),
+    "commit_info.id": (str,),
+    "datetime": (str,),
+}
 
 
 class RunError(Exception):
@@ -81,8 +105,26 @@ def run_of(path: Path, document: dict[str, Any]) -> Run:
             raise RunError(f"{path}: {newer}")
     if not records and not quant:
         raise RunError(f"{path} holds no quantization record; it was not saved by `pytest benchmarks`.")
+    problem = next(_misshapen(document), None)
+    if problem:
+        raise RunError(f"{path}: {problem}; measure the run again.")
     machine, commit = document.get("machine_info") or {}, document.get("commit_info") or {}
     return Run(path, records, quant, machine, commit, document.get("datetime"))
+
+
+def _misshapen(document: dict[str, Any]) -> Iterator[str]:
+    """What of the run as a whole is of another type than whoever reads it expects; null is nothing at all."""
+    for names, kinds in _TYPES.items():
+        holder: Any = document
+        for name in names.split("."):
+            holder = holder.get(name) if isinstance(holder, dict) else None
+        kind, *inner = kinds
+        if holder is not None and type(holder) is not kind:
+            yield f"{names} is {type_name(holder)}"
+        elif holder is not None and inner:
+            wrong = [item for item in (holder.values() if kind is dict else holder) if type(item) is not inner[0]]
+            if wrong:
+                yield f"{names} holds {type_name(wrong[0])}"
 
 
 def read_valid_run(path: str | os.PathLike) -> Run:

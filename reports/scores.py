@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from reports.paired import Contributions
+from reports.paired import FORMS, Contributions
 from reports.record import Record, pack_outcomes, unpack_outcomes
 
 _WITH_FLOAT = ("agreement", "cosine", "kl")
@@ -86,7 +86,10 @@ def shared_samples(first: Scores, second: Scores) -> int:
 def _contributions(section: Record, n: int, n_fidelity: int) -> Iterator[tuple[str, Contributions]]:
     if section.get("packed"):
         weights = unpack_outcomes(section["weights"], n) if section.get("weights") else None
-        yield "accuracy", Contributions(unpack_outcomes(section["packed"], n), weights, section.get("form", "mean"))
+        form = section.get("form", "mean")
+        if form not in FORMS:
+            raise ValueError(f"The scores are of the unknown form {form!r}; measure the run again.")
+        yield "accuracy", Contributions(unpack_outcomes(section["packed"], n), weights, form)
     for metric in _WITH_FLOAT:
         if section.get(metric):
             yield metric, Contributions(unpack_outcomes(section[metric], n_fidelity))

@@ -1,7 +1,7 @@
 """What a judgement says, in words: the verdict first, then what shuts the gate, what is open, and what passed."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from reports.words import some
 
@@ -9,16 +9,23 @@ if TYPE_CHECKING:
     from reports.judgement import Finding, Judgement, Verdict
     from reports.runs import Run
 
-Section = tuple[str, list[str]]
 _UNITS = {"points": " pp", "percent": " %", "absolute": ""}
+
+
+class Section(NamedTuple):
+    """What is said under one heading; ``count`` is what the lines speak of, of which one line may name several."""
+
+    heading: str
+    lines: list[str]
+    count: int
 
 
 def verdict_text(judgement: "Judgement", inconclusive_fails: bool = False, verbose: bool = False) -> str:
     """The judgement as plain text; what passed is a count unless ``verbose``."""
     parts = [headline(judgement, inconclusive_fails)]
-    for heading, lines in sections(judgement):
+    for heading, lines, count in sections(judgement):
         if heading == "passed" and not verbose:
-            parts.append(f"passed: {len(lines)}; -v lists them")
+            parts.append(f"passed: {count}; -v lists them")
         else:
             parts.append("\n".join([f"{heading}:", *(f"  {line}" for line in lines)]))
     return "\n".join(parts)
@@ -28,12 +35,12 @@ def verdict_markdown(judgement: "Judgement", inconclusive_fails: bool = False) -
     """The judgement for a comment: what shuts the gate stands open, everything else is folded."""
     parts = [f"**{headline(judgement, inconclusive_fails)}**"]
     shutting = {"problems", "regressed", "lost", "newly failed"} | ({"inconclusive"} if inconclusive_fails else set())
-    for heading, lines in sections(judgement):
+    for heading, lines, count in sections(judgement):
         items = "\n".join(f"- {line}" for line in lines)
         if heading in shutting:
             parts.append(f"{heading.capitalize()}:\n\n{items}")
         else:
-            title = f"{heading.capitalize()} ({len(lines)})"
+            title = f"{heading.capitalize()} ({count})"
             parts.append(f"<details><summary>{title}</summary>\n\n{items}\n\n</details>")
     return "\n\n".join(parts)
 
@@ -63,19 +70,26 @@ def name_of(run: "Run") -> str:
 def sections(judgement: "Judgement") -> list[Section]:
     """What there is to say under each heading, the worst first; headings with nothing to say are left out."""
     findings = judgement.findings
+    unjudged = {_label(finding): finding.reason or "" for finding in _with(findings, "not judged")}
+    elsewhere = judgement.elsewhere
     found = [
-        ("problems", judgement.problems),
-        ("regressed", [finding_text(finding) for finding in _worst_first(_with(findings, "regressed"))]),
-        ("lost", [f"{case}: {why}" for case, why in judgement.lost.items()]),
-        ("newly failed", [f"{case}: {how}" for case, how in judgement.failed.items()]),
-        ("inconclusive", [finding_text(finding) for finding in _worst_first(_with(findings, "inconclusive"))]),
-        ("not judged", gathered({_label(f): f.reason or "" for f in _with(findings, "not judged")})),
-        ("ran elsewhere, so times are not compared", gathered(judgement.elsewhere)),
-        ("new", judgement.added),
-        ("notes", judgement.notes),
-        ("passed", [finding_text(finding) for finding in _with(findings, "pass")]),
+        _section("problems", judgement.problems),
+        _section("regressed", map(finding_text, _worst_first(_with(findings, "regressed")))),
+        _section("lost", [f"{case}: {why}" for case, why in judgement.lost.items()]),
+        _section("newly failed", [f"{case}: {how}" for case, how in judgement.failed.items()]),
+        _section("inconclusive", map(finding_text, _worst_first(_with(findings, "inconclusive")))),
+        Section("not judged", gathered(unjudged), len(unjudged)),
+        Section("ran elsewhere, so times are not compared", gathered(elsewhere), len(elsewhere)),
+        _section("new", judgement.added),
+        _section("notes", judgement.notes),
+        _section("passed", map(finding_text, _with(findings, "pass"))),
     ]
-    return [(heading, list(lines)) for heading, lines in found if lines]
+    return [section for section in found if section.count]
+
+
+def _section(heading: str, lines: Iterable[str]) -> Section:
+    lines = list(lines)
+    return Section(heading, lines, len(lines))
 
 
 def finding_text(finding: "Finding") -> str:
@@ -100,7 +114,8 @@ def _loss(finding: "Finding") -> str:
     word, unit = ("better" if finding.loss < 0 else "worse"), _UNITS[finding.limit.unit]
     text = f"{abs(finding.loss):.3g}{unit} {word}" if finding.loss else "no change"
     if finding.interval is not None:
-        low, high = finding.interval
+        # Adding zero takes the sign off a zero.
+        low, high = (bound + 0.0 for bound in finding.interval)
         text += f" (loss between {low:.3g} and {high:.3g}{unit})"
     return text
 

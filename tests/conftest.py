@@ -4,10 +4,15 @@ import json
 
 import numpy
 import pytest
+from hypothesis import settings
 
 from reports.paired import Contributions
 from reports.record import pack_outcomes
 from reports.scores import pack_scores
+
+# The same examples in every run: what fails here fails everywhere.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 
 GOOD = {
     "schema": 1,

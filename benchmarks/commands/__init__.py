@@ -4,6 +4,52 @@ Options are added without importing numpy or torch, before which threads must be
 cannot be used it refuses with a :class:`CommandError`.
 """
 
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.workshop import Workshop
+
 
 class CommandError(Exception):
     """Input that cannot be used; the message is one sentence with the remedy."""
+
+
+def thread_count(text: str) -> int:
+    """Read the number that ``--threads`` was given.
+
+    Raises:
+        CommandError: it is none.
+    """
+    from fixtures.options import count
+
+    try:
+        return count(text)
+    except argparse.ArgumentTypeError as error:
+        raise CommandError(f"--threads: {error}.") from None
+
+
+def opened(options: argparse.Namespace, progress: Callable[[str], None]) -> "tuple[Workshop, str]":
+    """Return the workshop that ``options`` describe, and the name of the model they ask for.
+
+    Raises:
+        CommandError: the model needs packages that are not installed.
+        ValueError: there is no such model, or it cannot be used.
+    """
+    from benchmarks.matrix import model as model_entry
+    from benchmarks.own import model_named
+    from benchmarks.workshop import Settings, Workshop
+    from fixtures.cache import Cache
+    from fixtures.model import DataOptions
+    from fixtures.plugin import DEFAULT_CACHE
+    from quant.registry import missing
+
+    name = model_named(options.model)
+    absent = missing(model_entry(name).constants["PACKAGES"])
+    if absent:
+        raise CommandError(f"{name} needs packages that are not installed: {absent}")
+    settings = Settings(int(options.threads), case_seconds=math.inf, data=DataOptions(options.imagenet))
+    return Workshop(Cache(options.cache_dir or Path.cwd() / DEFAULT_CACHE), settings, progress), name

@@ -18,13 +18,12 @@ Exit status: 0 where a recipe was written, 1 where nothing was shown to hold, 4 
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands import CommandError
+from benchmarks.commands import CommandError, opened, thread_count
 from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    pin_threads(_count(options.threads))
+    pin_threads(thread_count(options.threads))
     # These import numpy and torch, before which threads must be pinned.
     from benchmarks.explaining import explanation, recipe_document
     from benchmarks.lines import Lines
@@ -90,25 +89,14 @@ def _prepared(options: argparse.Namespace, lines: "Lines", started: float) -> "t
     """
     from benchmarks.candidates import rungs
     from benchmarks.losses import Losses, drop_of, parts_of
-    from benchmarks.matrix import model as model_entry
-    from benchmarks.own import model_named
     from benchmarks.searching import Search
-    from benchmarks.workshop import Settings, Workshop
-    from fixtures.cache import Cache
-    from fixtures.model import DataError, DataOptions
-    from fixtures.plugin import DEFAULT_CACHE
-    from quant.registry import missing
+    from fixtures.model import DataError
     from quant.search import OutOfTime
 
     try:
         bounds, backends = _bounds(options), _backends(options)
         progress = _until(started + _seconds(options.budget), lines.progress)
-        name = model_named(options.model)
-        absent = missing(model_entry(name).constants["PACKAGES"])
-        if absent:
-            raise CommandError(f"{name} needs packages that are not installed: {absent}")
-        settings = Settings(int(options.threads), case_seconds=math.inf, data=DataOptions(options.imagenet))
-        workshop = Workshop(Cache(options.cache_dir or Path.cwd() / DEFAULT_CACHE), settings, progress)
+        workshop, name = opened(options, progress)
         model = workshop.model(name)
         drop = drop_of(model, options.max_drop)
         parts = parts_of(model, drop)
@@ -173,12 +161,3 @@ def _seconds(text: str) -> float:
         return parse_time(text)
     except LimitError:
         raise CommandError(f"--budget {text} is not a time such as 20min, 90s or 1h.") from None
-
-
-def _count(text: str) -> int:
-    from fixtures.options import count
-
-    try:
-        return count(text)
-    except argparse.ArgumentTypeError as error:
-        raise CommandError(f"--threads: {error}.") from None

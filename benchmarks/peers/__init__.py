@@ -57,7 +57,7 @@ class PeerCase:
     def rivals(self) -> list[Case]:
         """Return our methods of the same family at the same bits, but for those that train."""
         word = self.bits.partition("_")[0]
-        found = [one for one in methods().values() if not one.native and not one.trains]
+        found = [one for one in methods().values() if one.has_tables and not one.trains]
         names = [one.name for one in found if one.family == self.family and word in one.bits]
         return [Case(self.model, name, self.bits, self.backend) for name in names]
 

@@ -1,4 +1,4 @@
-"""The pytest plugin of the gate's own test: it runs only by its marker, and its rates are saved with the run."""
+"""The pytest plugin of the suite's own tests: they run only by their markers, and the gate's rates are saved."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,21 +8,25 @@ import pytest
 from reports.record import plain
 
 _RATES = pytest.StashKey[list[dict]]()
+_MARKERS = {
+    "gate": "tests the gate itself, for half an hour",
+    "soak": "runs part of the matrix over and over in a small cache, for some minutes",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RATES] = []
-    config.addinivalue_line("markers", "gate: tests the gate itself, for half an hour; it runs only by this marker")
+    for marker, what in _MARKERS.items():
+        config.addinivalue_line("markers", f"{marker}: {what}; it runs only by this marker")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "gate" in re.findall(r"\w+", config.option.markexpr):
-        return
-    dropped = [item for item in items if item.get_closest_marker("gate")]
+    unasked = set(_MARKERS) - set(re.findall(r"\w+", config.option.markexpr))
+    dropped = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if not item.get_closest_marker("gate")]
+        items[:] = [item for item in items if item not in set(dropped)]
 
 
 @pytest.fixture

@@ -116,6 +116,7 @@ def _upsample_bilinear(
     align_corners: bool = True,
     half_pixel_centers: bool | None = None,
 ) -> Tensor:
+    """With either aligned corners or half-pixel centres."""
     if half_pixel_centers is not None and half_pixel_centers == align_corners:
         raise ValueError("upsample_bilinear is evaluated with either aligned corners or half-pixel centres.")
     factors = (float(scale_factor_height), float(scale_factor_width))

@@ -30,6 +30,7 @@ _UNARY = {
     "acos": torch.acos,
     "asin": torch.asin,
     "atan": torch.atan,
+    "atanh": torch.atanh,
     "ceil": torch.ceil,
     "cos": torch.cos,
     "cosh": torch.cosh,
@@ -77,6 +78,7 @@ _BINARY = {
 _REDUCTIONS = {
     "reduce_l1_norm": lambda x, axes, keep: x.abs().sum(axes, keep),
     "reduce_l2_norm": lambda x, axes, keep: torch.linalg.vector_norm(x, dim=axes, keepdim=keep),
+    "reduce_log_sum": lambda x, axes, keep: x.sum(axes, keep).log(),
     "reduce_log_sum_exp": torch.logsumexp,
     "reduce_max": torch.amax,
     "reduce_mean": torch.mean,
@@ -116,6 +118,7 @@ def integers(sizes: Sizes) -> tuple[int, ...]:
 
 @operator("real_div")
 def _real_div(x: Tensor, y: Tensor) -> Tensor:
+    """Of integers truncated."""
     # MIL declares the quotient of integers, as computed for flexible shapes, to be an integer.
     whole = not torch.is_floating_point(torch.as_tensor(x)) and not torch.is_floating_point(torch.as_tensor(y))
     return torch.div(x, y, rounding_mode="trunc" if whole else None)
@@ -139,6 +142,38 @@ def _log(x: Tensor, epsilon: float = 0.0) -> Tensor:
 @operator("inverse")
 def _inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
     return torch.reciprocal(x + epsilon)
+
+
+@operator("l2_norm")
+def _l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Over the last three axes."""
+    return x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt()
+
+
+@operator("linear_activation")
+def _linear_activation(x: Tensor, alpha: float, beta: float = 0.0) -> Tensor:
+    return alpha * x + beta
+
+
+@operator("scaled_tanh")
+def _scaled_tanh(x: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+    return alpha * torch.tanh(beta * x)
+
+
+@operator("clamped_relu")
+def _clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.where(x >= 0, x, alpha * x).clamp(max=beta)
+
+
+@operator("threshold")
+def _threshold(x: Tensor, alpha: float) -> Tensor:
+    return x.clamp(min=alpha)
+
+
+@operator("softplus_parametric")
+def _softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    per_channel = (1, -1, *[1] * (x.ndim - 2))
+    return alpha.reshape(per_channel) * F.softplus(beta.reshape(per_channel) * x)
 
 
 @operator("leaky_relu")
@@ -305,89 +340,16 @@ def _range(end: float, start: float, step: float) -> Tensor:
     return torch.arange(start, end, step, dtype=torch.int32 if isinstance(step, int) else torch.float32)
 
 
-@operator("band_part")
-def _band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    x = x if lower < 0 else x.triu(-lower)
-    return x if upper < 0 else x.tril(upper)
-
-
-@operator("cumsum")
-def _cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    x = x.flip(axis) if reverse else x
-    total = x.cumsum(axis, dtype=x.dtype)
-    total = total - x if exclusive else total
-    return total.flip(axis) if reverse else total
-
-
 @operator("pad")
 def _pad(x: Tensor, pad: Sizes, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+    """Modes: constant, reflect and replicate; the last two of the last axes."""
     pad = integers(pad)
     padding = torch_padding(pad[::2], pad[1::2])
     if mode == "constant":
         return F.pad(x, padding, value=constant_val)
-    while padding[-2:] == [0, 0]:
+    while len(padding) > 2 * max(1, x.ndim - 2) and padding[-2:] == [0, 0]:
         padding = padding[:-2]
     return F.pad(x, padding, mode={"reflect": "reflect", "replicate": "replicate"}[mode])
-
-
-@operator("gather")
-def _gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
-    if batch_dims:
-        rows = zip(x.unbind(0), indices.unbind(0), strict=True)
-        inner = axis % x.ndim - 1
-        return torch.stack([_gather(row, places, inner, batch_dims - 1) for row, places in rows])
-    axis %= x.ndim
-    indices = torch.where(indices < 0, indices + x.shape[axis], indices).long()
-    picked = x.index_select(axis, indices.reshape(-1))
-    return picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
-
-
-@operator("gather_along_axis")
-def _gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
-    return x.gather(axis, torch.where(indices < 0, indices + x.shape[axis], indices).long())
-
-
-@operator("gather_nd")
-def _gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
-    if batch_dims:
-        rows = zip(x.unbind(0), indices.unbind(0), strict=True)
-        return torch.stack([_gather_nd(row, places, batch_dims - 1) for row, places in rows])
-    return x[indices.long().unbind(-1)]
-
-
-@operator("slice_by_index")
-def _slice(
-    x: Tensor,
-    begin: Sizes,
-    end: Sizes,
-    stride: Sizes | None = None,
-    begin_mask: Sizes | None = None,
-    end_mask: Sizes | None = None,
-    squeeze_mask: Sizes | None = None,
-) -> Tensor:
-    begin, end = integers(begin), integers(end)
-    stride = (1,) * x.ndim if stride is None else integers(stride)
-    masks = (begin_mask, end_mask, squeeze_mask)
-    no_begin, no_end, squeezed = ((False,) * x.ndim if mask is None else integers(mask) for mask in masks)
-    for axis in reversed(range(x.ndim)):
-        if squeezed[axis]:
-            x = x.select(axis, begin[axis])
-        elif stride[axis] < 0:
-            places = range(x.shape[axis])[
-                slice(None if no_begin[axis] else begin[axis], None if no_end[axis] else end[axis], stride[axis])
-            ]
-            x = x.index_select(axis, torch.tensor(places))
-        else:
-            section = slice(None if no_begin[axis] else begin[axis], None if no_end[axis] else end[axis], stride[axis])
-            x = x[(slice(None),) * axis + (section,)]
-    return x
-
-
-@operator("slice_by_size")
-def _slice_by_size(x: Tensor, begin: Sizes, size: Sizes) -> Tensor:
-    for axis, (start, length) in enumerate(zip(integers(begin), integers(size), strict=True)):
-        x = x.narrow(axis, start, x.shape[axis] - start if length == -1 else length)
-    return x
 
 
 def torch_padding(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:

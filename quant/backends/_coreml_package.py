@@ -16,6 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
+from quant.reading import readable
+
 PACKAGE = "model.mlpackage"
 NAMES = "names.json"
 
@@ -54,11 +56,10 @@ class Package:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / PACKAGE
-        if not (self.folder / _SPECIFICATION).is_file():
-            raise ValueError(f"{folder} holds no Core ML model: compile it again.")
-        self.names: dict = json.loads((folder / NAMES).read_text())
         self.model = coremltools().proto.Model_pb2.Model()
-        self.model.ParseFromString((self.folder / _SPECIFICATION).read_bytes())
+        with readable(f"{folder} holds no Core ML model", "compile it again"):
+            self.model.ParseFromString((self.folder / _SPECIFICATION).read_bytes())
+            self.names = dict(json.loads((folder / NAMES).read_text()))
         self.function = self.model.mlProgram.functions["main"]
         self.block = self.function.block_specializations[self.function.opset]
         self.operations = list(self.block.operations)

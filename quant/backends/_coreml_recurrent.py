@@ -119,6 +119,7 @@ def _lstm(
     bias_back: Tensor | None = None, direction: str = "forward", output_sequence: bool = False,
     recurrent_activation: str = "sigmoid", cell_activation: str = "tanh", activation: str = "tanh",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Forwards or in both directions, with sigmoid gates and tanh."""
     if (recurrent_activation, cell_activation, activation) != ("sigmoid", "tanh", "tanh") or direction == "reverse":
         raise ValueError("lstm is evaluated forwards or in both directions, with sigmoid gates and tanh.")
     both = direction == "bidirectional"

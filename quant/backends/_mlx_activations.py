@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quant.backends._mlx_blas import mx
 from quant.graph import ActivationQuantizer
+from quant.reading import format_from_json
 from quant.scheme import NumberFormat
 
 _PARTS = ("scale", "zero_point", "input_scale")
@@ -32,7 +33,7 @@ def decode(entry: dict, arrays: dict[str, mx.array], channels_last: bool) -> Cal
     last = -2 if channels_last else -1
     if input_scale is not None and channels_last:
         input_scale = mx.expand_dims(input_scale, -1)
-    format = NumberFormat(**entry["format"]) if entry["format"] else None
+    format = format_from_json(entry["format"]) if entry["format"] else None
 
     def quantize(values: mx.array) -> mx.array:
         values = values if input_scale is None else values * input_scale

@@ -14,12 +14,13 @@ from quant.backends import _mlx_activations, _mlx_weights, evidence_of
 from quant.backends._mlx_blas import NOTE, mx, set_threads
 from quant.backends._mlx_program import DTYPES, Program
 from quant.nodes import Parameter, data_of, references
+from quant.reading import readable
 from quant.storage import graph_from_json
 
 WEIGHTS = "model.safetensors"
 
 _GRAPH, _CONFIG = "graph.json", "config.json"
-_UNREADABLE = "{} holds no model for MLX ({}): compile it again."
+_UNREADABLE, _REMEDY = "{} holds no model for MLX", "compile it again"
 _NO_THREADS = "MLX offers no number of threads here: it takes those it finds."
 _DEQUANTIZED = "Quantized weights are dequantized on loading: this device has no fast kernels for packed ones."
 _NOT_PACKED = "MLX's packing cannot express some quantized weights: they are dequantized on loading."
@@ -42,11 +43,9 @@ def read(folder: Path) -> tuple[dict, dict]:
     Raises:
         ValueError: the folder holds neither.
     """
-    try:
+    with readable(_UNREADABLE.format(folder), _REMEDY):
         graph, config = (json.loads((folder / name).read_text()) for name in (_GRAPH, _CONFIG))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(_UNREADABLE.format(folder, error)) from error
-    return graph, config
+        return dict(graph), dict(config)
 
 
 class Executable:
@@ -58,13 +57,10 @@ class Executable:
         self.path, self._device, self._threads = folder, device, threads
         self._on_gpu = device.type == mx.gpu
         document, self._config = read(folder)
-        self._graph = graph_from_json(document)
         self._has_threads = set_threads(threads)
-        try:
-            with mx.stream(device):
-                program = self._load()
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(_UNREADABLE.format(folder, error)) from error
+        with readable(_UNREADABLE.format(folder), _REMEDY), mx.stream(device):
+            self._graph = graph_from_json(document)
+            program = self._load()
 
         def outputs(*inputs: mx.array) -> list[mx.array]:
             return [output.astype(mx.float32) for output in program(*inputs)]

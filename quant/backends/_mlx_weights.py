@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quant.backends._mlx_blas import mx
+from quant.reading import format_from_json
 from quant.scheme import CODEBOOK_FORMATS, NumberFormat
 from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
@@ -106,7 +107,7 @@ def encode_native(
 def decode(entry: dict, arrays: dict[str, mx.array], dtype: mx.Dtype) -> "PackedWeight | Tensor":
     """Return a packed weight ready to multiply with values of ``dtype``, or the float32 values of plain codes."""
     parts = {part: arrays[name] for part, name in entry["tensors"].items()}
-    format, shape = NumberFormat(**entry["format"]), entry["shape"]
+    format, shape = format_from_json(entry["format"]), entry["shape"]
     if entry["form"] == "affine":
         scales, biases = (parts[part].astype(dtype) for part in ("scales", "biases"))
         return PackedWeight((parts["codes"], scales, biases), entry["block"][1], format.bits, "affine", 1, dtype)

@@ -6,17 +6,18 @@ its quantized parameters: their place in the graph is taken by tensors without s
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
-from quant.scheme import NumberFormat, Scheme
-from quant.storage import graph_from_json, graph_to_json
+from quant.reading import format_from_json, readable, require_parameters, torch_constant
+from quant.scheme import Scheme
+from quant.storage import activation_from_json, graph_from_json, graph_to_json
 from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
 _WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
@@ -66,7 +67,7 @@ def read(folder: Path) -> tuple[QuantizedModel, tuple[str, str] | None]:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    try:
+    with readable(f"{folder} holds no readable torch artefact", "compile the model again"):
         graph = graph_from_json(json.loads((folder / "graph.json").read_text()))
         config = json.loads((folder / "config.json").read_text())
         with safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -74,16 +75,16 @@ def read(folder: Path) -> tuple[QuantizedModel, tuple[str, str] | None]:
         weights = {name: _weight(name, entry, tensors) for name, entry in config["weights"].items()}
         activations = dict(_activation(i, entry, tensors) for i, entry in enumerate(config["activations"]))
         examples = tuple(_without_storage(entry["shape"], entry["dtype"]) for entry in config["examples"])
+        torch_constant(config["float_dtype"], torch.dtype)
         scheme = Scheme(**config["scheme"], float_dtype=config["float_dtype"])
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no readable torch artefact ({error}): compile the model again.") from error
-    start = len("parameter/")
-    parameters = {name[start:]: value for name, value in tensors.items() if name.startswith("parameter/")}
-    shapes = {**config["omitted"], **{name: weight.codes.shape for name, weight in weights.items()}}
-    parameters |= {name: _without_storage(shape, "float32") for name, shape in shapes.items()}
-    floats = FloatGraph({"forward": graph}, parameters, {"forward": examples})
-    native = tuple(config["native"]) if config["native"] else None
-    return QuantizedModel(floats, scheme, weights, activations=activations), native
+        start = len("parameter/")
+        parameters = {name[start:]: value for name, value in tensors.items() if name.startswith("parameter/")}
+        shapes = {**config["omitted"], **{name: weight.codes.shape for name, weight in weights.items()}}
+        parameters |= {name: _without_storage(shape, "float32") for name, shape in shapes.items()}
+        require_parameters(graph, parameters)
+        floats = FloatGraph({"forward": graph}, parameters, {"forward": examples})
+        native = tuple(config["native"]) if config["native"] else None
+        return QuantizedModel(floats, scheme, weights, activations=activations), native
 
 
 def _describe(weight: QuantizedTensor) -> dict:
@@ -110,7 +111,7 @@ def _unpacked(stored: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -
 
 
 def _weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTensor:
-    format, shape = NumberFormat(**entry["format"]), tuple(entry["shape"])
+    format, shape = format_from_json(entry["format"]), tuple(entry["shape"])
     codes = _unpacked(tensors[f"codes/{name}"], format.bits, shape, format.signed)
     parts = {part: tensors[f"{part}/{name}"] for part in _WEIGHT_PARTS if f"{part}/{name}" in tensors}
     zero_point = tensors.get(f"zero_point/{name}")
@@ -120,10 +121,9 @@ def _weight(name: str, entry: dict, tensors: dict[str, Tensor]) -> QuantizedTens
 
 
 def _activation(index: int, entry: dict, tensors: dict[str, Tensor]) -> tuple[tuple, ActivationQuantizer]:
-    format = NumberFormat(**entry["format"]) if entry["format"] else None
     parts = {part: tensors.get(f"activation/{index}/{part}") for part in _QUANTIZER_PARTS}
-    return tuple(entry["edge"]), replace(ActivationQuantizer(entry["mode"], format), **parts)
+    return activation_from_json(entry, parts)
 
 
 def _without_storage(shape: list[int], dtype: str) -> Tensor:
-    return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device="meta")
+    return torch.empty(tuple(shape), dtype=torch_constant(dtype, torch.dtype), device="meta")

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quant.graph import FloatGraph
+from quant.reading import readable
 
 RUNS_ON_INTEGERS = {("native_dynamic", "int8")}
 """What torchao multiplies in integers; its weight-only tensors turn into float at every call."""
@@ -55,12 +56,10 @@ def load(folder: Path) -> dict[str, Tensor]:
     """
     with _quiet():
         from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
-    try:
+    with readable(f"{folder} holds no readable torchao tensors", "compile the model again"):
         with safe_open(folder / _FILE, framework="pt") as file:
             parts, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         tensors, _ = unflatten_tensor_state_dict(parts, metadata)
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no readable torchao tensors ({error}): compile the model again.") from error
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 

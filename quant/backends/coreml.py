@@ -18,6 +18,7 @@ from quant.backends._coreml_splice import spliced
 from quant.backends._coreml_template import write_template
 from quant.backends.coreml_evaluator import Evaluator
 from quant.graph import FloatGraph, QuantizedModel
+from quant.reading import readable
 
 TARGETS = {
     "coreml": {},
@@ -42,6 +43,7 @@ REFUSES = {
 }
 TEMPLATE_PER_PRECISION = True
 RUNS_ON = "darwin"
+WIDTHS = [4, 8]
 NATIVE = {
     "native": {
         "int8": "coremltools linear_quantize_weights, symmetric per output channel",
@@ -115,10 +117,10 @@ def load(folder: Path, threads: int, device: str | None) -> "Executable":
     Raises:
         ValueError: a device is asked for where Core ML does not run, or the folder holds no package.
     """
+    if sys.platform != "darwin" and device is not None:
+        raise ValueError(f"Core ML runs on the {device} on macOS only: leave out the device to evaluate the model.")
     if sys.platform == "darwin":
         return Predicted(folder, device)
-    if device is not None:
-        raise ValueError(f"Core ML runs on the {device} on macOS only: leave out the device to evaluate the model.")
     torch.set_num_threads(threads)
     return Evaluated(folder)
 
@@ -132,7 +134,10 @@ class Executable:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._package = Package(folder)
-        self._inputs, self._outputs = self._package.names["inputs"], self._package.names["outputs"]
+        with readable(f"{folder} holds no map of its names", "compile it again"):
+            names = self._package.names
+            self._inputs, self._outputs = tuple(names["inputs"]), tuple(names["outputs"])
+            self._half = names["precision"] == "float16"
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Run one batch; outputs are float32.
@@ -195,8 +200,7 @@ class Evaluated(Executable):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        half = self._package.names["precision"] == "float16"
-        self._evaluator = Evaluator(self._package.folder, half)
+        self._evaluator = Evaluator(self._package.folder, self._half)
 
     def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in self._evaluator(inputs).items()}

@@ -3,8 +3,14 @@
 The package is read from disk, weights that are stored compressed are decompressed once, and each MIL operator is
 computed in torch float32. Core ML itself runs only on Apple's systems; this says what the saved model means, not how
 fast it is, nor in what order a device would add. :func:`supported` lists the operators it knows.
+
+    run = Evaluator("model.mlpackage")
+    outputs = run({"x": array})
+    state = run.make_state()  # of a program that keeps a cache; each call goes on from the one before
+    outputs = run({"token": token}, state=state)
 """
 
+import inspect
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,9 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quant.backends import _coreml_compression, _coreml_layers, _coreml_recurrent  # noqa: F401 - they enter their operators
+from quant.backends import (  # noqa: F401 - they enter their operators
+    _coreml_compression,
+    _coreml_indexing,
+    _coreml_layers,
+    _coreml_recurrent,
+)
 from quant.backends._coreml_operators import OPERATORS
 from quant.backends._coreml_package import coremltools
+from quant.backends._coreml_states import Cell
+from quant.reading import readable
 
 # A constant given for one of these takes part in the computation as an array; others keep their Python type.
 _ARRAYS = {"x", "y", "a", "b", "cond", "indices", "input", "values"}
@@ -54,41 +67,61 @@ class _Step(NamedTuple):
 class Evaluator:
     """A saved program, ready to run.
 
-    ``half`` rounds every value that the program declares as fp16 to half precision; without it such programs are
-    evaluated in float32 throughout.
+    ``half`` rounds every value that the program declares as fp16 to half precision, inputs and states among them:
+    operators compute in float32 and their results are rounded once, to nearest, ties to even, beyond 65504 to infinity.
+    Without it such programs are evaluated in float32 throughout.
+
+    inputs, outputs, states  names, in the program's order
 
     Raises:
         ValueError: the program holds an operator the evaluator does not know, or several functions.
     """
 
     def __init__(self, package: Path | str, half: bool = False) -> None:
-        program = _read(Path(package))
+        with readable(f"{package} holds no readable program", "compile it again"):
+            program = _read(Path(package))
         if list(program.functions) != ["main"]:
             raise ValueError(
                 f"{package} holds the functions {', '.join(program.functions)}: only one, main, is evaluated."
             )
         function = program.functions["main"]
-        self.inputs = tuple(function.inputs)
+        self._state_shapes = {name: _state_shape(value) for name, value in function.inputs.items() if _is_state(value)}
+        self.states = tuple(self._state_shapes)
+        self.inputs = tuple(name for name in function.inputs if name not in self._state_shapes)
+        self._half_inputs = {name for name in self.inputs if half and _is_half(function.inputs[name])}
         self.outputs = tuple(output.name for output in function.outputs)
         self._constants: dict[str, object] = {}
         self._steps: list[_Step] = []
         operations = list(function.operations)
         _refuse_unknown(operations)
-        for operation in operations:
-            self._add(operation, half)
+        with readable(f"{package} holds a program that cannot be computed", "compile it again"):
+            for operation in operations:
+                self._add(operation, half)
         self._release_after_last_use()
 
     @torch.inference_mode()
-    def __call__(self, values: Mapping[str, Tensor | np.ndarray], keep: Collection[str] = ()) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        values: Mapping[str, Tensor | np.ndarray],
+        keep: Collection[str] = (),
+        state: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the outputs by name for inputs by name, and the other values named in ``keep``.
 
+        ``state``, from :meth:`make_state`, is what the program keeps from call to call; a call changes it.
+
         Raises:
-            ValueError: an input is missing.
+            ValueError: an input or the state is missing.
         """
         missing = [name for name in self.inputs if name not in values]
         if missing:
             raise ValueError(f"input {missing[0]!r} is missing: the program takes {', '.join(self.inputs)}.")
-        live = {name: torch.as_tensor(values[name]) for name in self.inputs}
+        missing = [name for name in self.states if name not in (state or {})]
+        if missing:
+            raise ValueError(f"the program keeps the state {missing[0]!r} from call to call: pass state=make_state().")
+        live: dict[str, Tensor | Cell] = {name: torch.as_tensor(values[name]) for name in self.inputs}
+        live |= {name: live[name].half().float() for name in self._half_inputs}
+        live |= {name: Cell(state, name) for name in self.states}
         kept = {name: value for name, value in live.items() if name in keep}
         for step in self._steps:
             arguments = {
@@ -101,7 +134,11 @@ class Evaluator:
                 del live[name]
         return kept | {name: self._fetch(name, live) for name in self.outputs}
 
-    def _fetch(self, name: str, live: dict[str, Tensor]) -> Tensor:
+    def make_state(self) -> dict[str, Tensor]:
+        """Return the state that a program starts from: zeros, by name."""
+        return {name: torch.zeros(shape) for name, shape in self._state_shapes.items()}
+
+    def _fetch(self, name: str, live: dict[str, Tensor | Cell]) -> Tensor | Cell:
         return live[name] if name in live else _array(self._constants[name])
 
     def _add(self, operation: object, half: bool) -> None:
@@ -146,6 +183,16 @@ def supported() -> list[str]:
     return sorted([*OPERATORS, "const"])
 
 
+def operator_table() -> str:
+    """Return the operators with their arguments, and where they are evaluated in part only how far, as Markdown."""
+    rows = ["| operator | arguments | remarks |", "|---|---|---|", "| `const` | `val` | |"]
+    for name, function in sorted(OPERATORS.items()):
+        arguments = [key for key in inspect.signature(function).parameters if key != "function"]
+        remarks = " ".join((inspect.getdoc(function) or "").split()).replace("``", "`")
+        rows.append(f"| `{name}` | {', '.join(f'`{key}`' for key in arguments)} | {remarks} |".replace("|  |", "| |"))
+    return "\n".join(rows)
+
+
 def _read(package: Path) -> object:
     specification = coremltools().models.utils.load_spec(str(package))
     from coremltools.converters.mil.frontend.milproto.load import load
@@ -175,6 +222,16 @@ def _is_half(variable: object) -> bool:
     from coremltools.converters.mil.mil import types
 
     return variable.dtype == types.fp16
+
+
+def _is_state(variable: object) -> bool:
+    from coremltools.converters.mil.mil import types
+
+    return types.is_state(variable.sym_type)
+
+
+def _state_shape(variable: object) -> tuple[int, ...]:
+    return tuple(variable.sym_type.wrapped_type().get_shape())
 
 
 def _constant(value: object) -> object:

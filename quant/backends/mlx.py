@@ -38,6 +38,8 @@ EXECUTES = {
 REFUSES = {}
 NATIVE = {"native": {"int8": "mlx.core.quantize, groups of 64", "int4": "mlx.core.quantize, groups of 64"}}
 DYNAMIC_GRANULARITY = "token"
+WIDTHS = [2, 3, 4, 5, 6, 8]
+GROUP_BITS = {2: 32, 3: 32, 4: 32, 5: 64, 6: 64, 8: 64}
 SETTINGS = {"compiled": (None, True, False)}
 
 

@@ -21,6 +21,7 @@ from quant.backends import evidence_of
 from quant.backends._onnx_session import CPU, Provider, open_session, placement, quiet, session_options
 from quant.backends._onnx_splice import splice
 from quant.graph import FloatGraph, QuantizedModel
+from quant.reading import readable
 
 TARGETS = {"onnxruntime": {}}
 REQUIRES = {
@@ -55,6 +56,7 @@ SETTINGS = {
 NUMBERS = {"int4": ("int4_g64", "int4_g128", "int4_sym", "w4a8")}
 INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "tensor"
+WIDTHS = [2, 4, 8]
 
 
 def version() -> str:
@@ -93,8 +95,13 @@ def compile_native(
 
 
 def load(folder: Path, threads: int = 1, device: str | None = None, **settings: object) -> "Executable":
-    """Load an artefact into an inference session on ``threads`` threads; ``settings`` are some of ``SETTINGS``."""
-    return Executable(Path(folder) / templates.MODEL, threads, settings)
+    """Load an artefact into an inference session on ``threads`` threads; ``settings`` are some of ``SETTINGS``.
+
+    Raises:
+        ValueError: the folder holds no model, or a damaged one.
+    """
+    with readable(f"{folder} holds no readable ONNX model", "compile it again"):
+        return Executable(Path(folder) / templates.MODEL, threads, settings)
 
 
 class Executable:

@@ -20,6 +20,7 @@ from quant.backends._torch_lowering import Lowered, arranged, lower
 from quant.backends._torch_program import assemble
 from quant.graph import FloatGraph, QuantizedModel
 from quant.nodes import Graph
+from quant.reading import readable
 from quant.scheme import Scheme
 from quant.storage import load_graph, save_graph
 
@@ -56,6 +57,7 @@ NATIVE_REQUIRES = {"torchao": "pip install torchao"}
 SETTINGS = {"memory_format": ("contiguous", "channels_last"), "compiled": (False, True)}
 INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "token"
+WIDTHS = [2, 3, 4, 5, 6, 8]
 
 _FINGERPRINT = "fingerprint.json"
 _MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -180,7 +182,8 @@ def load(
     quantized, native = artifact.read(folder)
     replaced = torchao.load(folder) if native else {}
     layout = _MEMORY_FORMATS[memory_format]
-    lowered = lower(quantized, device, replaced, layout)
+    with readable(f"{folder} holds no torch artefact that can run", "compile the model again"):
+        lowered = lower(quantized, device, replaced, layout)
     by_torchao = {edge[1] for name in replaced for edge in quantized.graph.consumers(name)}
     on_integers = native in torchao.RUNS_ON_INTEGERS and device == "cpu"
     (lowered.native if on_integers else lowered.simulated).update(by_torchao)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from quant.progress import reporting
 from quant.registry import Entry, find, scan
-from quant.scheme import Family, Granularity, parse
+from quant.scheme import Family, Granularity, bits_per_weight, parse
 
 if TYPE_CHECKING:
     from quant.calibrate import Batch
@@ -26,8 +26,9 @@ class Method:
     """One method of the matrix.
 
     ``core`` holds the bits words that a run without any selection includes. ``native`` methods are a backend's own and
-    have no tables. Methods that ``train`` take what a model is trained on, :class:`quant.training.Training`, and where
-    there is nothing of the kind learn from the float model's outputs on the calibration data.
+    have no tables; nor have cascades, whose tables are those of the method that answers ``first``. Methods that
+    ``train`` take what a model is trained on, :class:`quant.training.Training`, and where there is nothing of the kind
+    learn from the float model's outputs on the calibration data.
     """
 
     name: str
@@ -38,7 +39,18 @@ class Method:
     calibrates: bool = False
     trains: bool = False
     native: bool = False
+    first: str | None = None
     settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it chooses formats within a number of bits per weight."""
+        return any(bits_per_weight(word) is not None for word in self.bits)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether it makes tables of its own."""
+        return not self.native and self.first is None
 
 
 @functools.cache
@@ -58,7 +70,7 @@ def method(name: str) -> Method:
 
 def quantize(
     graph: "FloatGraph",
-    method: str,
+    method: str | Method,
     bits: str,
     calibration: "Sequence[Batch]" = (),
     dynamic_granularity: Granularity = "token",
@@ -71,6 +83,7 @@ def quantize(
     same codes, bit for bit, on one machine and set of libraries.
 
     Args:
+        method: its name, or a :class:`Method` with settings of your own.
         calibration: batches of inputs, one array per input of the graph; only calibrating methods need them.
         dynamic_granularity: what the kernels for run-time activation quantization offer, "token" or "tensor".
         progress: called with a line of text such as "gptq: layer 7 of 36, 12 s left" as work goes on.
@@ -79,16 +92,20 @@ def quantize(
     Raises:
         ValueError: an unknown method or bits word, a method that is a backend's own, or bad data.
     """
-    chosen = find(methods(), method, "method")
+    chosen = method if isinstance(method, Method) else find(methods(), method, "method")
     if chosen.native:
-        raise ValueError(f"{method!r} is a runtime's own quantizer: use compile_native() of a backend.")
+        raise ValueError(f"{chosen.name!r} is a runtime's own quantizer: use compile_native() of a backend.")
+    if chosen.first:
+        raise ValueError(
+            f"{chosen.name!r} is a cascade of two models: quantize with {chosen.first!r}, and use quant.adaptive."
+        )
     from quant.execution import one_thread
 
     scheme = parse(bits, chosen.family, dynamic_granularity)
-    if scheme.bits_per_weight is not None and bits not in chosen.bits:
-        raise ValueError(f"{method!r} chooses no formats within a budget as {bits!r} asks: use the method 'mixed'.")
-    with one_thread(), reporting(method, progress):
+    if scheme.bits_per_weight is not None and not chosen.chooses:
+        raise ValueError(f"{chosen.name!r} chooses no formats within bits as {bits!r} asks: use the method 'mixed'.")
+    with one_thread(), reporting(chosen.name, progress):
         settings = {**chosen.settings, **({"training": training} if chosen.trains else {})}
         quantized = chosen.entry.load().quantize(graph, scheme, calibration, **settings)
-    quantized.recipe.update(method=method, bits=bits, settings=chosen.settings)
+    quantized.recipe.update(method=chosen.name, bits=bits, settings=chosen.settings)
     return quantized

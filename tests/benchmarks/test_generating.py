@@ -1,19 +1,23 @@
 """Cases that generate: which there are, and what is refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks.generating import CacheError, Decoders, _per_token, _with_rate, _without_cache
+from benchmarks.generating import CacheError, Decoders, _escalated, _per_token, _with_rate, _without_cache
 from benchmarks.load import Load
 from benchmarks.matrix import Case, generators, models
 from benchmarks.timing import PairedTimes
+from benchmarks.workshop import Artifact
 from fixtures.model import Generation, Samples
+from quant.certificate import Certificate
 from quant.generation import CacheShape
 
 SHAPE = CacheShape(tensors=0, heads=1, size=1)
 CASE = Case("reviews_gpt", "float", "fp32", "torch")
+ADAPTIVE = Case("reviews_gpt", "adaptive", "int8", "torch")
 
 
 class Counting:
@@ -30,8 +34,21 @@ class Counting:
         return np.eye(64)[following], []
 
 
-def decoders(executable, monkeypatch, case_seconds=100.0):
-    generation = Generation(build=None, cache=SHAPE, prompt_tokens=3, new_tokens=4, prompts=5)
+class Caching:
+    """Foretells the token ``ahead`` of the last, the surer the higher it is, and keeps what it read."""
+
+    def __init__(self, ahead):
+        self.ahead = ahead
+
+    def step(self, tokens, positions, past, cache):
+        grown = np.concatenate([cache, tokens[:, None, :, None]], axis=2, dtype=np.float32)
+        assert len(past) == positions[0] + 1
+        assert grown.shape[2] == positions[-1] + 2
+        return tokens[:, -1:] * np.eye(64)[tokens[:, -1] + self.ahead], [grown]
+
+
+def decoders(executable, monkeypatch, case_seconds=100.0, shape=SHAPE):
+    generation = Generation(build=None, cache=shape, prompt_tokens=3, new_tokens=4, prompts=5)
     samples = Samples((np.arange(30).reshape(5, 6),), None, np.arange(5))
     workshop = SimpleNamespace(
         model=lambda name: SimpleNamespace(generation=generation, evaluation=samples.first),
@@ -73,6 +90,21 @@ def test_after_the_cap_the_prompts_left_are_not_gone_on_with(monkeypatch):
     _, found = decoders(Counting(), monkeypatch, case_seconds=0.0).baseline(CASE)
     assert found.truncated
     assert len(found.tokens) == 1
+
+
+@pytest.mark.parametrize(("threshold", "from_first"), [(-np.inf, 1.0), (np.inf, 0.0), (5.0, 17 / 20)])
+def test_a_cascade_takes_steps_by_the_threshold_that_whole_texts_certified(threshold, from_first, monkeypatch):
+    made = decoders(Caching(1), monkeypatch, shape=CacheShape(tensors=1, heads=1, size=1))
+    certified = SimpleNamespace(path=Path("whole"), certificate=Certificate(threshold, 0.01, 0.95, 300, 0.0, 0.5))
+    made._workshop.compile = lambda case, tables, calibration: Artifact(case, certified, None, None)
+    artifact = made._cascade(ADAPTIVE, None, Artifact(ADAPTIVE.first, Caching(2), None, None))
+    _, floats = made.baseline(ADAPTIVE.baseline)
+    ahead = made.logits(artifact, floats.tokens).argmax(axis=-1) - floats.tokens + 1
+    read = floats.tokens - 1
+    assert np.array_equal(ahead == 2, read >= threshold), "the first model foretells two ahead"
+    assert (ahead == 2).mean() == from_first
+    assert _escalated(artifact) == {"escalated": pytest.approx(1 - from_first)}
+    assert _escalated(artifact.parts[0]) == {}
 
 
 def test_without_a_cache_the_whole_text_is_read_for_each_token():

@@ -107,6 +107,16 @@ def test_points_of_a_metric_of_ones_own_that_is_no_share_are_refused():
         Losses(workshop, model, drop, parts_of(model, drop)).seen(workshop.compile(case_of(), None, None), 32)
 
 
+def test_the_second_to_be_verified_on_the_same_samples_must_show_more():
+    workshop, losses = judge(0.05)
+    workshop.wrong[case_of("gptq")] = 0.05
+    first, second = (workshop.compile(case_of(method), None, None) for method in ("mse", "gptq"))
+    alone, after = losses.verified(first), losses.verified(second)
+    assert alone.value == after.value
+    assert after.low < alone.low < alone.high < after.high
+    assert losses.verified(first) == alone
+
+
 def test_no_sample_is_answered_twice():
     workshop, losses = judge(0.05)
     artifact = workshop.compile(case_of(), None, None)

@@ -10,7 +10,7 @@ from benchmarks.__main__ import main
 from benchmarks.workshop import Settings, Workshop, calibration_batches
 from fixtures.cache import Cache
 
-SEARCH = ["search", "digits", "--max-drop", "1pp", "--target", "torch"]
+SEARCH = ["search", "digits", "--max-drop", "2pp", "--target", "torch"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,7 +38,7 @@ def first(cache, tmp_path_factory):
 def test_a_search_writes_a_recipe_that_replays_bit_for_bit(cache, first):
     recipe = json.loads(first.read_text())
     assert recipe["model"] == "digits"
-    assert recipe["verified"]["ci95"][1] <= 1.0
+    assert recipe["verified"]["ci95"][1] <= 2.0
     workshop = Workshop(Cache(cache), Settings())
     calibration = calibration_batches(workshop.calibration("digits"))
     again = quant.replay(workshop.prepare("digits").graph, first, calibration)

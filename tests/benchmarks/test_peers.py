@@ -82,7 +82,7 @@ def test_quantizers_are_the_cases_with_tables_once_each():
     assert of_models == {
         (case.model, case.method, case.bits)
         for case in matrix()[0]
-        if case.backend == "torch" and not case.method_entry.native and case.method != "float"
+        if case.backend == "torch" and case.method_entry.has_tables and case.method != "float"
         if not case.method_entry.trains
     }
 

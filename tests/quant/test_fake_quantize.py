@@ -91,9 +91,10 @@ def test_gradients_are_those_of_the_papers(format, shape, block, estimator):
         torch.testing.assert_close(ours, factor * torch.tensor(theirs, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("estimator", ["lsq", "pact"])
 @pytest.mark.parametrize(("format", "shape", "block"), CASES)
-def test_gradients_are_finite_differences_of_the_surrogate(format, shape, block):
-    """The surrogate adds to each value what rounding it added, and clips where that was clipped."""
+def test_gradients_are_finite_differences_of_the_surrogate(format, shape, block, estimator):
+    """The surrogate clips what was clipped; to the rest LSQ's adds what rounding added, PACT's adds nothing."""
     values, scale, zero_point = drawn(format, shape, block)
     arriving = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -103,6 +104,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(format, shape, block)
 
     steps, low, high = in_steps(values, scale, zero_point)
     added, below, above = steps.round() - steps, steps < low, steps > high
+    added = added if estimator == "lsq" else torch.zeros_like(added)
 
     def surrogate(values, scale, zero_point):
         steps, low, high = in_steps(values, scale, zero_point)
@@ -112,7 +114,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(format, shape, block)
     inputs = [one for one in (values, scale, zero_point) if one is not None]
     for one in inputs:
         one.requires_grad_()
-    fake_quantize(values, scale, zero_point, Grid(format, block)).backward(arriving)
+    fake_quantize(values, scale, zero_point, Grid(format, block, estimator)).backward(arriving)
     factor = Grid(format, block).gradient_scale(torch.Size(shape))
     small = 1e-6
     for position, one in enumerate(inputs):

@@ -10,7 +10,6 @@ from quant.mixed import (
     greedy,
     least_cost,
     least_error,
-    most_evaluations,
     uniform,
 )
 from quant.search import Loss
@@ -123,15 +122,43 @@ def test_bad_tables_are_refused(error, cost, words):
         Problem(error, cost)
 
 
+BUDGETS = [float(budget) for budget in range(2, 10)]
+
+
+def loop(needed, shown=0.0, verifications=2):
+    """Trials where budgets from ``needed`` on look good, and hold from ``shown`` on; and what was asked."""
+    asked = []
+
+    def judge(budget):
+        asked.append(budget)
+        return Loss(0.5 * (budget < needed), -1, 0.5 * (budget < needed) + 0.3, 100)
+
+    def verify(budget):
+        asked.append(budget)
+        return Loss(0, -1, 0.2 if budget < shown else 0.1, 400)
+
+    return cheapest_within(BUDGETS, judge, verify, 400, 0.16, verifications), asked
+
+
 @pytest.mark.parametrize("needed", [2.0, 5.0, 7.0, 9.5])
 def test_the_loop_finds_the_cheapest_budget_that_holds(needed):
-    budgets = [float(budget) for budget in range(2, 10)]
-    trials = cheapest_within(budgets, lambda budget: budget, lambda made: _loss(needed - made), 0.0)
-    assert len(trials) <= most_evaluations(len(budgets)) == 4
-    holding = [trial.budget for trial in trials if trial.holds]
-    assert min(holding, default=None) == (needed if needed in budgets else None)
-    assert holding or trials[-1].budget == 9
+    trials, asked = loop(needed)
+    assert len(asked) <= len(BUDGETS).bit_length() + 1
+    assert next((trial.budget for trial in trials if trial.holds(0.16)), None) == (needed if needed < 9.5 else None)
+    assert needed < 9.5 or 9.0 in asked
 
 
-def _loss(value):
-    return Loss(value, value - 1, value, 100)
+def test_what_does_not_hold_on_fresh_samples_gives_way_to_the_next_that_looked_good():
+    trials, asked = loop(4.0, shown=5.5)
+    assert [trial.budget for trial in trials if trial.promising] == [4.0, 6.0]
+    assert [trial.holds(0.16) for trial in trials if trial.promising] == [False, True]
+    assert asked[-2:] == [4.0, 6.0]
+    assert [trial.verified is None for trial in loop(4.0, 5.5, 1)[0] if trial.promising] == [False, True]
+
+
+def test_a_loss_is_promising_if_it_would_be_shown_on_the_fresh_samples():
+    # Half the interval is .3 on 100 samples, so .15 on 400 and .3 on 100.
+    for fresh, promising in ((400, True), (100, False)):
+        seen, verified = Loss(0, -0.3, 0.3, 100), Loss(0, 0, 0, fresh)
+        trials = cheapest_within([1.0], lambda b, s=seen: s, lambda b, v=verified: v, fresh, 0.2, 1)
+        assert trials[0].promising is promising

@@ -8,6 +8,7 @@ from torch import nn
 
 import quant
 from quant import replaying
+from quant.methods import method
 from quant.replaying import RecipeWarning, read_recipe, recipe_of, replay, tables_sha256
 from quant.tracing import capture
 
@@ -111,8 +112,15 @@ def test_other_tables_on_the_same_machine_are_refused(graph, calibration, writte
 
 
 def test_settings_that_changed_are_refused(graph, calibration, written):
-    with pytest.raises(ValueError, match="other settings of gptq"):
-        replay(graph, written(settings={"samples": 7}), calibration)
+    with pytest.raises(ValueError, match="the setting 'shots', which gptq does not have in this version"):
+        replay(graph, written(settings={"shots": 7}), calibration)
+
+
+def test_settings_of_a_recipe_s_own_are_replayed(graph, calibration):
+    quantized = quant.quantize(graph, replace(method("gptq"), settings={"samples": 16}), "int4", calibration)
+    recipe = recipe_of(quantized, calibration)
+    assert recipe["settings"] == {"samples": 16}
+    assert tables_sha256(replay(graph, recipe, calibration)) == tables_sha256(quantized)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +143,10 @@ def test_what_is_no_recipe_is_refused_in_one_sentence(tmp_path, text, message):
 def test_a_recipe_of_a_later_format_is_refused(written):
     with pytest.raises(ValueError, match="has the format 2, which this version of the library cannot read"):
         read_recipe(written(format=2))
+
+
+def test_the_digest_is_that_of_the_tables_not_of_their_order(graph):
+    quantized = quant.quantize(graph, "dynamic", "int8")
+    turned = {name: dict(reversed(getattr(quantized, name).items())) for name in ("weights", "activations")}
+    assert len(turned["weights"]) > 1
+    assert tables_sha256(replace(quantized, **turned)) == tables_sha256(quantized)

@@ -122,3 +122,23 @@ def test_a_race_agrees_with_judging_everything_on_real_noise():
         spent += found.samples
     assert wrong == 0
     assert spent / (40 * len(true) * 450) < 0.4
+
+
+def test_intervals_widen_with_the_chances_that_went_before():
+    loss = Loss(0.2, -0.8, 1.2, 500)
+    assert loss.after(0) == loss
+    second, third = loss.after(1), loss.after(2)
+    assert (second.low, second.high) == pytest.approx((0.2 - 1.1436, 0.2 + 1.1436), abs=1e-3)  # z of 1.25 %, 2.241
+    assert third.low < second.low < second.high < third.high
+
+
+@pytest.mark.parametrize("chances", [1, 5])
+def test_of_many_that_just_lose_too_much_one_in_twenty_searches_chooses_any(chances):
+    """Normal losses of which the truth is just beyond what is tolerated, each with its honest interval."""
+    source = random.Random(1)
+    chosen = 0
+    for _ in range(4000):
+        observed = [source.gauss(1.0, 1.0) for _ in range(chances)]
+        losses = [Loss(value, value - 1.96, value + 1.96, 100).after(others) for others, value in enumerate(observed)]
+        chosen += any(loss.high <= 1.0 for loss in losses)
+    assert 0.015 < chosen / 4000 < 0.055

@@ -6,7 +6,17 @@ import torch
 from torch import nn
 
 import quant
-from quant.sensitivity import CRITERIA, Sensitivity, fisher, load, most_sensitive, output_divergence, output_errors
+from quant.sensitivity import (
+    CRITERIA,
+    Sensitivity,
+    fisher,
+    hessian,
+    hessian_traces,
+    load,
+    most_sensitive,
+    output_divergence,
+    output_errors,
+)
 
 
 class Parallel(nn.Module):
@@ -97,6 +107,56 @@ def test_fisher_is_the_second_order_of_the_divergence(planted):
     assert np.abs(np.log(estimated / exact)).max() < np.log(4)
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    """A classifier whose whole Hessian can be computed: 4 x 3 and 3 x 4 weights."""
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)).eval()
+    batch = (torch.randn(6, 3),)
+    return quant.capture(module, (batch[0][:2],)), batch
+
+
+def exact_trace(graph, batch, name):
+    """The trace of one weight's part of the Hessian of the divergence, from the whole matrix in float64."""
+    values = {key: value.double() for key, value in graph.parameters.items()}
+    module, inputs = graph.module(parameters=values).double(), batch[0].double()
+    expected = module(inputs)[0].log_softmax(-1)
+
+    def divergence(weight):
+        output = torch.func.functional_call(module, {name: weight}, (inputs,))[0].log_softmax(-1)
+        return (expected.exp() * (expected - output)).sum(-1).mean()
+
+    size = values[name].numel()
+    return float(torch.autograd.functional.hessian(divergence, values[name]).reshape(size, size).trace())
+
+
+def test_traces_are_those_of_the_exact_hessian(tiny):
+    graph, batch = tiny
+    names = list(graph.parameters)
+    exact = [exact_trace(graph, batch, name) for name in names]
+    estimated = hessian_traces(graph, names, [batch], draws=3000)
+    assert estimated == pytest.approx(exact, rel=0.05)
+    assert hessian_traces(graph, names, [batch]) == pytest.approx(exact, rel=0.6)
+
+
+def test_the_hessian_criterion_is_the_mean_eigenvalue_times_the_square_of_the_change(tiny):
+    graph, batch = tiny
+    changes = {name: [torch.full_like(value, 0.1), value] for name, value in graph.parameters.items()}
+    traces = hessian_traces(graph, list(changes), [batch])
+    errors = hessian(graph, changes, [batch])
+    for row, value in enumerate(graph.parameters.values()):
+        squares = np.array([0.01 * value.numel(), float(value.square().sum())])
+        assert errors[row] == pytest.approx(traces[row] / value.numel() * squares / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_criteria_come_through_attention(transformer_graph, transformer_inputs, criterion):
+    changes = {name: [0.01 * torch.ones(64, 64)] for name in ("attention.query.weight", "late_attention.value.weight")}
+    errors = CRITERIA[criterion](transformer_graph, changes, [(transformer_inputs,)])
+    assert np.isfinite(errors).all()
+    assert criterion == "alignment" or (errors > 0).all()
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_weight_without_a_change_costs_nothing(planted, criterion):
     graph, changes, batches = planted
@@ -127,6 +187,14 @@ def test_sensitivities_are_saved_and_read_again(planted, tmp_path):
     read = load(tmp_path / "kl.json", graph)
     assert (read.criterion, read.weights, read.formats) == ("kl", tuple(changes), ("int4", "int2"))
     np.testing.assert_array_equal(read.errors, saved.errors)
+
+
+def test_errors_are_looked_up_by_name(planted):
+    graph, changes, _ = planted
+    found = Sensitivity("kl", tuple(changes), ("int4", "int2"), np.arange(8.0).reshape(4, 2), graph.weights_sha256)
+    np.testing.assert_array_equal(found.among(["4.weight", "0.weight"], ["int2"]), [[5], [1]])
+    with pytest.raises(ValueError, match="nothing of the format 'int3'"):
+        found.among(["4.weight"], ["int3"])
 
 
 @pytest.mark.parametrize("damage", ["other weights", "no errors", "no JSON", "no file"])

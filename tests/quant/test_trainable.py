@@ -149,6 +149,10 @@ def test_a_batch_norm_is_trained_folded(residual_graph):
     model = TrainableModel(quant.quantize(residual_graph, "rtn", "int4"))
     assert "stem.0.weight" in model.weight_names
     assert "stem.0.bias" in model.float_names
+    model.train()
+    images = torch.randn(4, 3, 8, 8)
+    together, alone = model(images)[0], torch.cat([model(image[None])[0] for image in images])
+    torch.testing.assert_close(together, alone)  # one that normalized by the batch would tell them apart
 
 
 def test_bits_are_lowered_from_where_the_weights_are(residual_graph):

@@ -50,6 +50,15 @@ def test_what_passed_is_folded(make_record):
     assert any("m-x0-int4-torch" in part for part in folded(text))
 
 
+def test_a_heading_counts_what_was_not_judged_not_its_reasons(make_record):
+    run = a_run(make_record())
+    limit = parse_limit("speed:10%")
+    findings = [Finding(f"m-x{i}-int4-torch", limit, "not judged", reason=f"reason {i % 2}") for i in range(11)]
+    text = comment(run, Judgement(a_run(name="base.json"), run, findings))
+    assert "11 not judged" in text
+    assert "<summary>Not judged (11)</summary>" in text
+
+
 def test_without_a_baseline_it_advises_and_shows_the_largest_losses(make_record):
     records = [
         make_record(f"minilm-x{index}-int4-torch", **{"accuracy.ci95": [-0.3, -0.01 * index], "accuracy.p_value": 0.01})

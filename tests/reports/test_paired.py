@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from reports.paired import Contributions, change
-from reports.statistics import FEW, accuracy_interval, mcnemar
+from reports.statistics import FEW, STUDENT_975, accuracy_interval, mcnemar
 
 
 def mean_of(differences, clusters=None, seed=0):
@@ -82,6 +82,11 @@ def test_the_interval_of_few_is_students_t_as_scipy_has_it():
     differences = numpy.array([0.1, 0.4, -0.2, 0.3, 0.5])
     expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert mean_of(differences).interval[:2] == pytest.approx((expected.low, expected.high))
+
+
+def test_students_quantiles_are_scipys():
+    assert len(STUDENT_975) == FEW - 2
+    assert pytest.approx(stats.t.ppf(0.975, range(1, FEW - 1)), abs=1e-6) == STUDENT_975
 
 
 def test_the_interval_of_many_is_near_scipys_bootstrap():

@@ -204,6 +204,10 @@ def test_the_sign_flip_test_is_scipys_permutation_test():
     assert paired_p_value(differences) == pytest.approx(expected.pvalue)
 
 
+def test_a_drawn_p_value_counts_the_observed_signs_and_is_never_nothing():
+    assert paired_p_value(numpy.ones(18)) == pytest.approx(1 / 10_001, rel=1e-9)
+
+
 def test_the_sign_flip_test_counts_clusters():
     differences = -numpy.ones(40)
     assert paired_p_value(differences) < 0.001
@@ -275,13 +279,36 @@ def test_holm_keeps_the_chance_of_any_false_alarm():
     assert 0.03 < alarms < 0.065
 
 
-def test_resamples_are_shared_seeded_and_the_same_in_chunks():
+def test_resamples_are_shared_and_seeded():
     values = numpy.random.default_rng(0).random((40, 3))
     assert numpy.array_equal(resampled_totals(values), resampled_totals(values))
     assert not numpy.array_equal(resampled_totals(values), resampled_totals(values, seed=1))
     assert numpy.allclose(resampled_totals(numpy.ones((40, 1))), 40)
-    many = numpy.ones((3000, 1))
-    assert numpy.allclose(resampled_totals(many), 3000)
+
+
+@pytest.mark.parametrize("n", [499, 500, 501, 3000, 4321])
+def test_resampling_keeps_the_mean_and_its_variance_for_any_number_of_clusters(n):
+    values = 1e6 + numpy.random.default_rng(n).gamma(0.5, 1, n)
+    totals = resampled_totals(numpy.stack([values, numpy.ones(n)], axis=1))
+    means, spread = totals[:, 0] / totals[:, 1], values.std() / math.sqrt(n)
+    # The mean of so many resamples scatters by a 45th of their spread.
+    assert means.mean() == pytest.approx(values.mean(), abs=0.15 * spread)
+    assert means.std() == pytest.approx(spread, rel=0.15)
+
+
+def test_the_sign_flip_test_holds_its_level_where_clusters_are_pooled():
+    random = numpy.random.default_rng(12)
+    rejected = [paired_p_value(random.normal(0, 1, 1200)) <= 0.05 for _ in range(400)]
+    assert 0.02 <= numpy.mean(rejected) <= 0.08
+
+
+@pytest.mark.parametrize("regressed", [30, 45, 60, 200, 2000])
+def test_what_is_rarer_than_draws_can_tell_is_bounded_not_rounded_up(regressed):
+    differences = -numpy.ones(regressed)
+    exact = mcnemar(regressed, 0)
+    found = paired_p_value(differences)
+    assert exact <= found < 1e-5
+    assert max(holm([found] * 1000)) < 0.05
 
 
 def run_of(random, rounds, ratio, spread=0.02, between=BETWEEN_RUNS):

@@ -36,6 +36,8 @@ def test_a_finding_is_told_with_its_figures_in_the_limits_unit():
     assert finding_text(PASSED) == (
         "minilm-gptq-int4-torch accuracy:1pp: 0.94 -> 0.942, 0.2 pp better (loss between -0.8 and 0.4 pp), 500 samples"
     )
+    same = Finding("minilm-gptq-int4-torch", ACCURACY, "pass", 0.94, 0.94, -0.0, (-0.0, -0.0), 1.0, 500)
+    assert "no change (loss between 0 and 0 pp)" in finding_text(same)
     assert finding_text(UNKNOWN[0]) == "minilm-awq-int4-coreml speed:10%: it has no time"
 
 

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -233,8 +235,8 @@ INPUTS = {"image": IMAGE, "matrix": MATRIX, "positive": POSITIVE, "ones": ONES}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """The outputs of one program that holds every case."""
+def package(tmp_path_factory):
+    """One program that holds every case."""
 
     @mb.program(input_specs=[mb.TensorSpec(array.shape) for array in INPUTS.values()], opset_version=ct.target.iOS18)
     def program(image, matrix, positive, ones):
@@ -244,7 +246,19 @@ def results(tmp_path_factory):
         cases = OPERATORS.items()
         return tuple(mb.identity(x=build(given[id(array)]), name=f"case_{name}") for name, (build, array, _) in cases)
 
-    return Evaluator(save(tmp_path_factory.mktemp("operators"), program))(INPUTS)
+    return save(tmp_path_factory.mktemp("operators"), program)
+
+
+@pytest.fixture(scope="module")
+def results(package):
+    return Evaluator(package)(INPUTS)
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
+def test_core_ml_itself_computes_the_same(package, results):
+    predicted = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.CPU_ONLY).predict(INPUTS)
+    for name, value in results.items():
+        np.testing.assert_allclose(predicted[name], value.numpy(), rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -409,6 +423,50 @@ def test_half_rounds_what_the_program_declares_as_half(tmp_path):
     (half,) = evaluate(tmp_path, build, ones, half=True)
     np.testing.assert_array_equal(full, ones)
     np.testing.assert_array_equal(half, np.zeros(3))  # 2049 is no half
+
+
+@pytest.fixture(scope="module")
+def running_total(tmp_path_factory):
+    """A program that adds its input to a state, keeps the sum, and returns twice of it."""
+    specifications = [mb.TensorSpec((3,), dtype=types.fp16), mb.StateTensorSpec((3,), dtype=types.fp16)]
+
+    @mb.program(input_specs=specifications, opset_version=ct.target.iOS18)
+    def program(x, total):
+        added = mb.add(x=mb.read_state(input=total), y=x)
+        kept = mb.coreml_update_state(state=total, value=added)
+        return mb.mul(x=kept, y=np.float16(2), name="twice")
+
+    return save(tmp_path_factory.mktemp("state"), program)
+
+
+def test_a_state_goes_from_call_to_call_and_belongs_to_its_caller(running_total):
+    run = Evaluator(running_total)
+    assert (run.inputs, run.states) == (("x",), ("total",))
+    first, second = run.make_state(), run.make_state()
+    for expected in ([2, 4, 6], [4, 8, 12]):
+        assert run({"x": np.float32([1, 2, 3])}, state=first)["twice"].tolist() == expected
+    assert run({"x": np.float32([1, 0, 0])}, state=second)["twice"].tolist() == [2, 0, 0]
+    assert first["total"].tolist() == [2, 4, 6]
+    with pytest.raises(ValueError, match=r"keeps the state 'total' from call to call: pass state=make_state\(\)"):
+        run({"x": np.zeros(3, np.float32)})
+
+
+def test_half_precision_rounds_inputs_and_states_too(running_total):
+    x = np.float32([2049, 1e-8, 70000])  # between two halves, below and beyond them
+    for half, expected in ((False, x), (True, x.astype(np.float16))):
+        run = Evaluator(running_total, half)
+        state = run.make_state()
+        run({"x": x}, state=state)
+        np.testing.assert_array_equal(state["total"], expected.astype(np.float32))
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
+def test_core_ml_itself_keeps_the_same_state(running_total):
+    model, run = ct.models.MLModel(str(running_total)), Evaluator(running_total, half=True)
+    theirs, ours = model.make_state(), run.make_state()
+    for x in (np.float32([1, 2, 3]), np.float32([0.1, 0.2, 0.3])):
+        found = run({"x": x}, state=ours)["twice"].numpy()
+        np.testing.assert_allclose(model.predict({"x": x}, state=theirs)["twice"], found, rtol=1e-3)
 
 
 def test_missing_input_is_named(tmp_path):

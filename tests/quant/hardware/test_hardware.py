@@ -46,7 +46,7 @@ def test_help_teaches(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0
-    assert "what follows for quantized models" in capsys.readouterr().out
+    assert "what follows for quantized models" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_unknown_command_is_refused(capsys):
