@@ -23,7 +23,9 @@ A backend's file starts with literal constants that are read without importing i
     INTEGER_KERNELS  whether 8-bit activations are multiplied with 8-bit weights by the processor itself
     DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
 
-and holds the functions of :class:`Backend`. Backends read the tables and know nothing of methods.
+and holds the functions of :class:`Backend`. It may have one more, ``forecast``, which takes the folder of an artefact
+and returns sentences on what a device would run of it, as far as that is known unmeasured. Backends read the tables and
+know nothing of methods.
 """
 
 import functools

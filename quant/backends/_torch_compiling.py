@@ -1,5 +1,6 @@
 """A lowered graph as code of torch.compile, where Inductor fuses what eager execution writes and reads again."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -32,7 +33,8 @@ class Compiled:
         if self._called:
             return self._function(*inputs)
         try:
-            with torch.compiler.config.patch(force_disable_caches=True):
+            with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # it is one of these caches
                 outputs = self._function(*inputs)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
