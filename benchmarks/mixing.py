@@ -30,6 +30,7 @@ _ATTEMPTS = 3
 _FILE = "sensitivity.json"
 
 Tell = Callable[[str], None]
+Choose = Callable[[Problem, float], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,18 @@ class Mixer:
         """The choice there is where bits in the artefact are what it costs."""
         return self._problem(self.stored_bits)
 
-    def within_bits(self, bits_per_weight: float) -> Choice:
+    def alike(self, word: str) -> Choice:
+        """Return one format on offer for all weights."""
+        column = self.offer.words.index(word)
+        return self._foreseen(self.by_size, np.full(len(self.offer.weights), column))
+
+    def within_bits(self, bits_per_weight: float, choose: Choose = least_error) -> Choice:
         """Return the choice of least error where all parameters together take so many bits each in the tables.
 
         Raises:
             ValueError: there is none.
         """
-        return self._choice(self._problem(self.offer.bits()), self.offer.budget(bits_per_weight))
+        return self._choice(self._problem(self.offer.bits()), self.offer.budget(bits_per_weight), choose)
 
     def within_size(self, size: float) -> Choice:
         """Return the choice of least error whose artefact takes so many bytes at most, as far as can be foreseen.
@@ -174,8 +180,10 @@ class Mixer:
     def _problem(self, cost: np.ndarray) -> Problem:
         return self.offer.problem(self.sensitivity.among(self.offer.weights, self.offer.words), cost)
 
-    def _choice(self, problem: Problem, budget: float) -> Choice:
-        chosen = least_error(problem, budget)
+    def _choice(self, problem: Problem, budget: float, choose: Choose = least_error) -> Choice:
+        return self._foreseen(problem, choose(problem, budget))
+
+    def _foreseen(self, problem: Problem, chosen: np.ndarray) -> Choice:
         rows = np.arange(len(chosen))
         packed, stored = (float(table[rows, chosen].sum()) for table in (self.offer.bits(), self.stored_bits))
         error = problem.total_error(chosen)

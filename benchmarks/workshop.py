@@ -215,6 +215,14 @@ class Workshop:
             executable(*self.first_batch(calibration))
         return Artifact(case, executable, entry, tables, settings=settings, start_seconds=time.perf_counter() - start)
 
+    def template(self, case: Case) -> Path:
+        """Return the folder of what a case's tables are spliced into, made once per model and backend.
+
+        Raises:
+            CannotRun: the backend lacks something that the model needs.
+        """
+        return self._template(self.prepare(case.model), case).path
+
     def baseline(self, case: Case) -> Artifact:
         """Return the float model on the case's backend."""
         if self._baseline is None or self._baseline.case != case.baseline:

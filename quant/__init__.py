@@ -20,6 +20,7 @@ _HOMES = {
     "Validation": "quant.recipe",
     "capture": "quant.tracing",
     "compile": "quant.compiler",
+    "export": "quant.exporting",
     "load": "quant.storage",
     "parse": "quant.scheme",
     "qat": "quant.training",

@@ -15,6 +15,7 @@ from quant.reading import checked_graph, format_from_json, readable, require_par
 from quant.scheme import Scheme
 from quant.tensor import QuantizedTensor, pack, restored, stored_parts, unpack
 
+_GRAPH, _PARAMETERS = "graph.json", "parameters.safetensors"
 _WEIGHT_PARTS = ("scale", "shared_scale", "codebook")
 _DECODERS = {
     "value": Value,
@@ -28,10 +29,10 @@ _DECODERS = {
 def save_graph(graph: FloatGraph, folder: Path) -> None:
     """Write ``graph.json`` and ``parameters.safetensors`` into ``folder``."""
     document = {name: graph_to_json(entry) for name, entry in graph.graphs.items()}
-    (folder / "graph.json").write_text(json.dumps(document))
+    (folder / _GRAPH).write_text(json.dumps(document))
     examples = {f"example/{name}/{i}": value for name, group in graph.examples.items() for i, value in enumerate(group)}
     parameters = {f"parameter/{name}": value for name, value in graph.parameters.items()}
-    save_file(_contiguous({**parameters, **examples}), folder / "parameters.safetensors")
+    save_file(_contiguous({**parameters, **examples}), folder / _PARAMETERS)
 
 
 def load_graph(folder: Path) -> FloatGraph:
@@ -41,9 +42,9 @@ def load_graph(folder: Path) -> FloatGraph:
         ValueError: a file is missing or damaged.
     """
     with readable(f"{folder} holds no readable graph", "capture the model again"):
-        document = json.loads((folder / "graph.json").read_text())
+        document = json.loads((folder / _GRAPH).read_text())
         graphs = {name: graph_from_json(entry) for name, entry in document.items()}
-        tensors = _read_tensors(folder / "parameters.safetensors")
+        tensors = _read_tensors(folder / _PARAMETERS)
         examples = {
             name: tuple(tensors[f"example/{name}/{i}"] for i in range(len(g.inputs))) for name, g in graphs.items()
         }
@@ -53,10 +54,15 @@ def load_graph(folder: Path) -> FloatGraph:
         return FloatGraph(graphs, parameters, examples)
 
 
-def save(quantized: QuantizedModel, folder: Path | str) -> None:
-    """Write the tables into ``folder`` as ``tables.safetensors`` and ``recipe.json``; the float graph stays outside."""
+def save(quantized: QuantizedModel, folder: Path | str, with_graph: bool = False) -> None:
+    """Write the tables into ``folder`` as ``tables.safetensors`` and ``recipe.json``.
+
+    The float graph stays outside, unless it is wanted ``with_graph``: ``python -m quant export`` needs both.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if with_graph:
+        save_graph(quantized.graph, folder)
     tensors: dict[str, Tensor] = {f"floats/{name}": value for name, value in quantized.floats.items()}
     weights, activations = {}, []
     for name, weight in quantized.weights.items():
@@ -79,13 +85,14 @@ def save(quantized: QuantizedModel, folder: Path | str) -> None:
     (folder / "recipe.json").write_text(json.dumps(recipe))
 
 
-def load(folder: Path | str, graph: FloatGraph) -> QuantizedModel:
-    """Read the tables that :func:`save` wrote, for the float graph they were made from.
+def load(folder: Path | str, graph: FloatGraph | None = None) -> QuantizedModel:
+    """Read the tables that :func:`save` wrote, for the float graph they were made from; by default the one beside them.
 
     Raises:
-        ValueError: the tables were made from other weights, or a file is damaged.
+        ValueError: the tables were made from other weights, there is no graph, or a file is damaged.
     """
     folder = Path(folder)
+    graph = graph or _graph_beside(folder)
     with readable(f"{folder} holds no readable quantized model", "quantize the model again"):
         recipe = json.loads((folder / "recipe.json").read_text())
         tensors = _read_tensors(folder / "tables.safetensors")
@@ -103,6 +110,14 @@ def load(folder: Path | str, graph: FloatGraph) -> QuantizedModel:
         if wrong:
             raise ValueError(f"{wrong[0]!r} has another shape")
         return QuantizedModel(graph, scheme, weights, floats, activations, made)
+
+
+def _graph_beside(folder: Path) -> FloatGraph:
+    if not (folder / _GRAPH).is_file():
+        raise ValueError(
+            f"{folder} holds no float graph: save the model with quant.save(model, folder, with_graph=True)."
+        )
+    return load_graph(folder)
 
 
 def graph_from_json(entry: dict) -> Graph:

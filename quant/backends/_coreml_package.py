@@ -21,7 +21,7 @@ from quant.reading import readable
 PACKAGE = "model.mlpackage"
 NAMES = "names.json"
 
-_SPECIFICATION = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
+SPECIFICATION = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
 _WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights" / "weight.bin"
 _WEIGHTS_IN_PROGRAM = "@model_path/weights/weight.bin"
 _FILE_WORDS = {"fp32": "float"}  # how coremltools spells a type in the names of its file functions
@@ -48,18 +48,17 @@ def coremltools() -> ModuleType:
     return coremltools
 
 
-class Package:
-    """A package read from ``folder``. Arrays are read when asked for.
+class Program:
+    """The program of a ``.mlpackage``. Arrays are read when asked for.
 
     ``operations`` are the operations of its one function, in order; ``types`` the declared type of every value.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / PACKAGE
+    def __init__(self, package: Path) -> None:
+        self.folder = package
         self.model = coremltools().proto.Model_pb2.Model()
-        with readable(f"{folder} holds no Core ML model", "compile it again"):
-            self.model.ParseFromString((self.folder / _SPECIFICATION).read_bytes())
-            self.names = dict(json.loads((folder / NAMES).read_text()))
+        with readable(f"{package.parent} holds no Core ML model", "compile it again"):
+            self.model.ParseFromString((package / SPECIFICATION).read_bytes())
         self.function = self.model.mlProgram.functions["main"]
         self.block = self.function.block_specializations[self.function.opset]
         self.operations = list(self.block.operations)
@@ -91,13 +90,22 @@ class Package:
             return np.frombuffer(tensor.bytes.values, np.float16)
         return None
 
+
+class Package(Program):
+    """A package as the backend writes it, with its map of names beside it, read from ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / PACKAGE)
+        with readable(f"{folder} holds no Core ML model", "compile it again"):
+            self.names = dict(json.loads((folder / NAMES).read_text()))
+
     def save(self, folder: Path, names: dict, operations: list | None = None) -> None:
         """Write the package into ``folder``, with other operations if any; their weights are stored there already."""
         target = folder / PACKAGE
         if operations is not None:
             del self.block.operations[:]
             self.block.operations.extend(operations)
-        (target / _SPECIFICATION).write_bytes(self.model.SerializeToString())
+        (target / SPECIFICATION).write_bytes(self.model.SerializeToString())
         if target != self.folder:
             shutil.copyfile(self.folder / "Manifest.json", target / "Manifest.json")
         (folder / NAMES).write_text(json.dumps(names))

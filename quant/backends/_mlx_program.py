@@ -38,7 +38,7 @@ def _channels_last(x: mx.array, rank: int) -> mx.array:
     return mx.moveaxis(x.reshape(*(1,) * (rank - x.ndim), *x.shape), 1, -1)
 
 
-def _arrange(weight: mx.array, groups: int) -> mx.array:
+def arrange(weight: mx.array, groups: int) -> mx.array:
     """Do what :func:`quant.backends._mlx_weights.arrange` does, to a weight that is computed."""
     if groups:
         inputs, outputs, *kernel = weight.shape
@@ -50,7 +50,7 @@ def _arrange(weight: mx.array, groups: int) -> mx.array:
 _LAYOUT = {
     layout.CHANNELS_LAST: _channels_last,
     layout.CHANNELS_FIRST: lambda x: mx.moveaxis(x, -1, 1),
-    layout.ARRANGE: _arrange,
+    layout.ARRANGE: arrange,
 }
 OPERATORS: dict[str, Callable] = {**ELEMENTWISE, **PRODUCTS, **ARRAYS, **SPATIAL, **_LAYOUT, LSTM: lstm}
 

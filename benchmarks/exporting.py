@@ -1,0 +1,175 @@
+"""Cases of the matrix in formats that are shipped, each checked on held-out samples and by the model's own metric."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks import judging
+from benchmarks.matrix import Case
+from benchmarks.own import model_named
+from benchmarks.workshop import CannotRun, Tables, Workshop
+from fixtures.model import Samples
+from quant.backends import targets
+from quant.exporting import Format, RejectedExport
+from quant.exporting.expected import Expected
+from quant.exporting.shipping import VALIDATION, ship
+from quant.methods import method
+from quant.scheme import parse
+from reports.record import plain
+
+SAMPLES = 100
+
+_DEFAULT_BACKEND = "torch"
+_HEADERS = ("case", "format", "size", "verdict", "SQNR", "agreement", "metric", "codes", "memory", "checked by")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one case in one format: the validation of what was written, or why nothing was."""
+
+    case: str
+    format: str
+    validation: dict[str, object] | None
+    reason: str | None = None
+
+    @property
+    def rejected(self) -> bool:
+        return self.validation is not None and self.validation["verdict"] != "pass"
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which tables are shipped: those of a case; without a backend each format has those of its own."""
+
+    model: str
+    method: str
+    bits: str
+    backend: str | None
+
+    @property
+    def name(self) -> str:
+        return "-".join((self.model, self.method, self.bits, *filter(None, [self.backend])))
+
+    def case(self, format: Format) -> Case:
+        return Case(self.model, self.method, self.bits, self.backend or format.backend or _DEFAULT_BACKEND)
+
+
+def order(text: str) -> Order:
+    """Read a case's id, with or without its backend.
+
+    Raises:
+        ValueError: it is none, or what it names has no tables to ship; one sentence says what.
+    """
+    parts = text.rsplit("-", 3) if text.rpartition("-")[2] in targets() else [*text.rsplit("-", 2), None]
+    if len(parts) != 4:
+        raise ValueError(f"{text!r} is no case: write model-method-bits, as minilm-gptq-int4, and perhaps -backend.")
+    model, named, bits, backend = parts
+    chosen = method(named)
+    if chosen.native:
+        raise ValueError(f"{named} is a runtime's own quantizer and has no tables: use another method, such as rtn.")
+    parse(bits, chosen.family)
+    return Order(model_named(model), named, bits, backend)
+
+
+class Shipping:
+    """Ships orders, each in several formats, from a workshop's cache into folders below one."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        folder: Path,
+        samples: int,
+        memory_limit: int | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self._workshop, self._folder, self._count = workshop, folder, samples
+        self._memory_limit, self._report = memory_limit, report
+        self._expected: dict[str, Expected] = {}
+
+    def ship(self, order: Order, formats: Sequence[Format]) -> list[Result]:
+        """Return what became of one order in each format."""
+        self._expected.clear()
+        results = []
+        for format in formats:
+            self._report(f"exporting {order.name} to {format.name}")
+            results.append(self._one(order, format))
+        return results
+
+    def _one(self, order: Order, format: Format) -> Result:
+        folder = self._folder / order.name / format.name
+        try:
+            case = order.case(format)
+            calibration = self._workshop.calibration(order.model)
+            tables = self._workshop.quantize(case, calibration)
+            built = self._built(case, format, tables, calibration)
+            ship(self._expectation(order, tables), format, folder, self._memory_limit, built)
+        except RejectedExport as error:
+            return Result(order.name, format.name, error.validation, "; ".join(error.validation["reasons"]))
+        except (ModuleNotFoundError, CannotRun, ValueError, RuntimeError) as error:
+            return Result(order.name, format.name, None, (str(error).strip() or type(error).__name__).splitlines()[0])
+        return Result(order.name, format.name, json.loads((folder / VALIDATION).read_text()))
+
+    def _built(self, case: Case, format: Format, tables: Tables, calibration: Samples) -> Path | None:
+        """Return the folder that the format's backend has made, of the tables or of the model; None if it has none."""
+        if format.backend is None or format.missing():
+            return None
+        case = replace(case, backend=format.backend)
+        if format.from_template:
+            return self._workshop.template(case)
+        return self._workshop.compile(case, tables, calibration).entry.path
+
+    def _expectation(self, order: Order, tables: Tables) -> Expected:
+        """Return what the tables mean on held-out samples; it is found out once for all formats that share them."""
+        digest = tables.entry.digest
+        if digest not in self._expected:
+            model, reference = self._workshop.model(order.model), self._workshop.reference(order.model)
+            samples = model.evaluation(min(self._count, model.fidelity_samples or self._count))
+
+            def scores(outputs: np.ndarray) -> np.ndarray:
+                return model.scores(outputs, reference)
+
+            def metric(simulated: np.ndarray, outputs: np.ndarray) -> dict[str, object]:
+                outcomes = judging.outcomes(model, reference, simulated, outputs, samples)
+                return plain(judging.accuracy(model, outcomes, samples.first(len(outputs))))
+
+            known = metric if model.metric and samples.labels is not None else None
+            self._expected[digest] = Expected(tables.quantized, samples.inputs, scores if model.scores else None, known)
+        return self._expected[digest]
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a table of all that was written, and below it a sentence on each that was not, or was rejected."""
+    rows = [_row(result) for result in results if result.validation]
+    reasons = [f"{result.case} to {result.format}: {result.reason}" for result in results if result.reason]
+    parts = [tabulate(rows, _HEADERS, disable_numparse=True)] if rows else []
+    return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _row(result: Result) -> list[str]:
+    found = result.validation
+    parity, codes, memory = found.get("parity"), found.get("codes"), found.get("memory", {}).get("peak_bytes")
+    return [
+        result.case,
+        result.format,
+        f"{found['bytes'] / 1e6:.2f} MB",
+        found["verdict"],
+        ("equal" if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.0f} dB") if parity else "-",
+        f"{100 * parity['agreement']:.1f} %" if parity and parity["agreement"] is not None else "-",
+        _metric(found.get("metric")),
+        f"{codes['identical']}/{codes['weights']}" if codes and codes["weights"] else "-",
+        f"{memory / 1e6:.0f} MB" if memory else "-",
+        found["checked_by"] or "-",
+    ]
+
+
+def _metric(found: dict | None) -> str:
+    """Return the metric's value, and the interval of its difference to the simulation's."""
+    if not found or found.get("value") is None:
+        return "-"
+    interval = found["ci95"]
+    between = f" ({interval[0]:+.3g} .. {interval[1]:+.3g})" if interval else ""
+    return f"{found['metric']} {found['value']:.4g}{between}"

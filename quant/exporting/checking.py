@@ -1,0 +1,69 @@
+"""An artefact in a fresh process: loaded by its own runtime, run on the samples, its codes read back."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import quant
+from quant.exporting import Format
+from quant.exporting.expected import Expected
+
+SECONDS = 120.0
+"""After so long no further sample is run: kernels that are written for another device may be slow on this one."""
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the process reported.
+
+    outputs      float32 [n, ...] on the first samples; None where it failed
+    codes        sha256 of each weight's codes as read back; weights whose codes are not read back are left out
+    checked_by   name and version of what ran it
+    evidence     "measured" by the format's own runtime, or "evaluated"
+    peak_bytes   the most it held, the interpreter included
+    failure      the last thing it said, where it failed
+    """
+
+    outputs: np.ndarray | None
+    codes: dict[str, str]
+    checked_by: str | None
+    evidence: str
+    peak_bytes: int | None
+    failure: str | None = None
+
+
+def check(expected: Expected, format: Format, artifact: Path) -> Found:
+    """Return what a fresh process finds of an artefact."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "samples.npz", *expected.samples)
+        request = {
+            "format": format.name,
+            "artifact": str(artifact.absolute()),
+            "seconds": SECONDS,
+            "layouts": {name: asdict(layout) for name, layout in expected.layouts.items()},
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m", "quant.exporting.child", str(folder)]
+        done = subprocess.run(command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            failure = said[-1] if said else f"it ended with status {done.returncode}"
+            return Found(None, {}, None, format.evidence, None, failure)
+        answer = json.loads((folder / "answer.json").read_text())
+        outputs = np.fromfile(folder / "outputs", np.float32).reshape(answer.pop("shape"))
+    return Found(outputs, evidence=format.evidence, **answer)
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(quant.__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": paths}

@@ -1,0 +1,57 @@
+"""The fresh process that checks an artefact: ``python -m quant.exporting.child FOLDER``.
+
+It imports numpy and the format's runtime and nothing else until the samples are run, so that the most it held by then
+is what a deployed process holds. Into the folder that has the request it writes ``outputs``, the first output on each
+sample, as they come, and at last ``answer.json``.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from quant.exporting import Layout, format_named
+from quant.memory import peak
+
+
+def main(arguments: list[str]) -> None:
+    folder = Path(arguments[0])
+    request = json.loads((folder / "request.json").read_text())
+    writer, artifact = format_named(request["format"]).load(), Path(request["artifact"])
+    shape = _run(writer.load(artifact), folder, request["seconds"])
+    answer = {"shape": shape, "checked_by": writer.version(), "peak_bytes": peak()}
+    layouts = {name: Layout(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in request["layouts"].items()}
+    read = writer.codes(artifact, layouts)
+    answer["codes"] = {name: digest_of_codes(codes) for name, codes in read.items()}
+    (folder / "answer.json").write_text(json.dumps(answer))
+
+
+def digest_of_codes(codes: np.ndarray) -> str:
+    """Return the sha256 of codes (uint8 or int8) and their shape, whichever of the two types they have."""
+    digest = hashlib.sha256(str(codes.shape).encode())
+    digest.update(np.ascontiguousarray(codes).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _run(function: object, folder: Path, seconds: float) -> list[int]:
+    """Write the first outputs on the samples, one at a time, and return the shape of all of them."""
+    start, count, shape = time.monotonic(), 0, ()
+    with np.load(folder / "samples.npz") as saved:
+        samples = [saved[name] for name in saved.files]
+    with (folder / "outputs").open("wb") as file:
+        for index in range(len(samples[0])):
+            output = np.asarray(function(*(values[index : index + 1] for values in samples))[0], np.float32)
+            if output.shape[0] != 1 or (shape and output.shape[1:] != shape):
+                raise ValueError(f"one sample gives an output of shape {output.shape}.")
+            output.tofile(file)
+            count, shape = count + 1, output.shape[1:]
+            if time.monotonic() - start > seconds:
+                break
+    return [count, *shape]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

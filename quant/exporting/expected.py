@@ -1,0 +1,83 @@
+"""What an artefact must compute: the simulation of its tables on samples, run once for all formats."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from quant.exporting import Layout
+from quant.graph import QuantizedModel, simulate
+
+Scores = Callable[[np.ndarray], np.ndarray]
+"""From outputs [n, ...] to a score of each class [n, ..., classes]."""
+Metric = Callable[[np.ndarray, np.ndarray], dict[str, object]]
+"""From the simulation's outputs and an artefact's on the first n samples to a metric of both, in plain JSON types."""
+
+_ROUNDING = 1e-7
+
+
+class Expected:
+    """A quantized model with the samples it is checked on, one at a time.
+
+    samples  one array [n, ...] per input; the graph's examples where none are given
+    scores   what outputs say of classes; None where they say nothing of any
+    metric   what else is found out about outputs, where there are labels
+    """
+
+    def __init__(
+        self,
+        quantized: QuantizedModel,
+        samples: Sequence[np.ndarray] | None = None,
+        scores: Scores | None = lambda outputs: outputs,
+        metric: Metric | None = None,
+    ) -> None:
+        self.quantized, self.scores, self.metric = quantized, scores, metric
+        examples = quantized.graph.examples["forward"]
+        self.samples = [value.numpy() for value in examples] if samples is None else list(samples)
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self.samples[0])
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        return {
+            name: Layout(tuple(weight.codes.shape), weight.format.bits, weight.format.signed)
+            for name, weight in self.quantized.weights.items()
+        }
+
+    @cached_property
+    def outputs(self) -> np.ndarray:
+        """float32 [n, ...]: the first output on every sample."""
+        return self._run(simulate(self.quantized))
+
+    @cached_property
+    def perturbed(self) -> np.ndarray | None:
+        """The same with every float parameter changed by about one rounding of float32.
+
+        Where activations are quantized, a value near the border of two codes then falls to the other side: by so much
+        may two correct implementations differ. None where they are not.
+        """
+        if not self.quantized.activations:
+            return None
+        module = copy.deepcopy(simulate(self.quantized))  # its float parameters are the graph's own
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1 + _ROUNDING * torch.randn(parameter.shape, generator=generator))
+        return self._run(module)
+
+    def _run(self, module: torch.nn.Module) -> np.ndarray:
+        batches = zip(*(torch.from_numpy(values).split(1) for values in self.samples), strict=True)
+        with torch.inference_mode():
+            return np.concatenate([module(*batch)[0].numpy() for batch in batches])
+
+    def _check(self) -> None:
+        names = self.quantized.graph.graphs["forward"].inputs
+        if len(self.samples) != len(names):
+            raise ValueError(f"the model takes {len(names)} inputs ({', '.join(names)}), not {len(self.samples)}.")
+        lengths = {len(values) for values in self.samples}
+        if lengths == {0} or len(lengths) > 1:
+            raise ValueError(f"samples need one array of the same length per input ({', '.join(names)}), not empty.")

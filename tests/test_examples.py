@@ -1,0 +1,56 @@
+"""Every example runs on an export of its format, and prints what the tables make of the sample."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import quant
+from fixtures.zoo._llama import Decoder
+from quant.exporting import formats
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LANGUAGE = ("gguf", "mlx_lm")
+ABSENT = ("Core ML runs models on macOS only", "is not installed: pip install")
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """A small decoder in every format that is installed."""
+    torch.manual_seed(0)
+    module = Decoder(vocabulary=64, context=16, layers=1, width=64, heads=2).eval()
+    graph = quant.capture(module, (torch.randint(0, 64, (2, 12)),), ({0: "batch", 1: "sequence"},))
+    quantized = quant.quantize(graph, "rtn", "int4")
+
+    def exported(name):
+        folder = tmp_path_factory.mktemp(name)
+        quant.export(quantized, name, folder)
+        return folder
+
+    return exported
+
+
+def test_every_format_has_an_example():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {f"run_{name}" for name in formats()}
+
+
+@pytest.mark.parametrize("name", formats())
+def test_an_example_prints_what_is_expected(exports, name):
+    if formats()[name].missing():
+        pytest.skip(formats()[name].missing())
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, EXAMPLES / f"run_{name}.py", exports(name)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=EXAMPLES)
+    if done.returncode and any(sentence in done.stderr for sentence in ABSENT):
+        assert done.stderr.count("\n") == 1
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    output, expected = (
+        np.array([float(number) for number in found.split("[")[1].rstrip("] \n").split()])
+        for found in (line for line in done.stdout.splitlines() if line.startswith(("output", "expected")))
+    )
+    np.testing.assert_allclose(output, expected, rtol=2e-2, atol=2e-2)
