@@ -85,10 +85,12 @@ def _on_float_alone(processor: Processor) -> Suited:
 
 
 def _on_neural_engine(processor: Processor) -> Suited:
-    words = {"weight_only": ("lut4", "lut6", "int8")}
-    if _computes_in_int8(processor):
-        return Suited({"static": ("int8",)} | words, "it computes symmetric W8A8 in int8, and reads palettes faster")
-    return Suited(words, "palettes of 4 and 6 bits and int8 weights per channel load faster; it computes in fp16")
+    words, palettes = {"weight_only": ("lut4", "lut6", "int8")}, "palettes of 4 and 6 bits and int8 weights per channel"
+    if processor.apple and not _computes_in_int8(processor):
+        return Suited(words, f"{palettes} load faster; it computes in fp16")
+    since = "" if processor.apple else f" from the M{_FIRST_INT8_NEURAL_ENGINE} on"
+    whole = f"symmetric W8A8 with weights per channel computes in int8{since}, while no operator between stays float"
+    return Suited({"static": ("int8",)} | words, f"{whole}; {palettes} load faster")
 
 
 def _on_core_ml(processor: Processor) -> Suited:
@@ -182,7 +184,8 @@ def _accelerator(accelerator: Accelerator, processor: Processor) -> str:
 
 def _neural_engine(processor: Processor) -> str:
     gains_nothing = "W8A8 computes in fp16 and gains nothing over int8 weights"
-    w8a8 = "symmetric W8A8 computes in int8" if _computes_in_int8(processor) else gains_nothing
+    whole = "symmetric W8A8 computes in int8, with weights per channel and while no operator between stays float"
+    w8a8 = whole if _computes_in_int8(processor) else gains_nothing
     return f"Neural Engine (Core ML): palettes of 4 and 6 bits and int8 weights per channel load faster; {w8a8}."
 
 
