@@ -155,9 +155,16 @@ def requantizing_linear(
     source: Affine,
     target: Affine,
     bounds: tuple[float, float],
-    typical: list[int],
+    typical: list[int] | None,
 ) -> Callable[[Tensor], Tensor]:
-    """Return uint8 [..., in] -> uint8 [..., out]; ``typical`` is a shape of the input to pack the weights for."""
+    """Return uint8 [..., in] -> uint8 [..., out].
+
+    ``typical`` is a shape of the input to pack the weights for; None where torch.compile makes code of it, whose
+    Inductor takes no weights that were packed beforehand, and fuses the rounding itself.
+    """
+    if typical is None:
+        product, rounded = static_linear(weight, bias, source, bounds), static_codes(target, None)
+        return lambda values: rounded(product(values))
     rows = math.prod(typical[:-1])
     packed = torch.ops.onednn.qlinear_prepack(weight.codes, [rows, typical[-1]])
     constants = (packed, _per_channel(weight), _zeros(weight), _without_zero_point(weight, bias, source))

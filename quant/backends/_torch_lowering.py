@@ -40,12 +40,14 @@ def lower(
     device: str = "cpu",
     replaced: dict[str, Tensor] | None = None,
     layout: torch.memory_format = torch.contiguous_format,
+    compiled: bool = False,
 ) -> Lowered:
     """Return the ``forward`` graph of ``quantized`` as calls on ``device``, with its tables put into effect.
 
-    ``replaced`` holds tensors that take the place of parameters as they are; ``layout`` is that of float kernels.
+    ``replaced`` holds tensors that take the place of parameters as they are; ``layout`` is that of float kernels;
+    ``compiled`` tells whether torch.compile will make code of the calls.
     """
-    lowering = _Lowering(quantized, device, replaced or {}, layout)
+    lowering = _Lowering(quantized, device, replaced or {}, layout, compiled)
     for node in lowering.plan.graph.nodes:
         lowering.add(node)
     return lowering.result
@@ -53,9 +55,15 @@ def lower(
 
 class _Lowering:
     def __init__(
-        self, quantized: QuantizedModel, device: str, replaced: dict[str, Tensor], layout: torch.memory_format
+        self,
+        quantized: QuantizedModel,
+        device: str,
+        replaced: dict[str, Tensor],
+        layout: torch.memory_format,
+        compiled: bool,
     ) -> None:
-        self.quantized, self.device, self.plan, self.layout = quantized, device, Plan(quantized, device), layout
+        self.quantized, self.device, self.plan = quantized, device, Plan(quantized, device)
+        self.layout, self.compiled = layout, compiled
         self.dtype = getattr(torch, quantized.scheme.float_dtype)
         self.result = Lowered()
         self.tensors = {name: value.to(device) for name, value in replaced.items()}
@@ -94,12 +102,14 @@ class _Lowering:
         bias = None if bias is None else self._tensor(bias.name)
         typical = self.plan.graph.shapes[node.arguments[0].name]
         if QUANTIZABLE[node.operator].kind == "convolution":
-            return kernels.convolution(weight, bias, kernels.geometry(node, typical), source, target, bounds)
+            kernel = kernels.convolution(weight, bias, kernels.geometry(node, typical), source, target, bounds)
+            # Inductor expects what this kernel writes to lie otherwise in memory than it may (torch 2.13).
+            return torch.compiler.disable(kernel) if self.compiled else kernel
         if source is None:
             return kernels.token_linear(weight, bias, bounds)
         if target is None:
             return kernels.static_linear(weight, bias, source, bounds)
-        return kernels.requantizing_linear(weight, bias, source, target, bounds, typical)
+        return kernels.requantizing_linear(weight, bias, source, target, bounds, None if self.compiled else typical)
 
     def _codes(self, node: Node, position: int) -> Value:
         """Return the codes that an integer node reads, quantizing a float value once per quantizer."""

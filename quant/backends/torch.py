@@ -183,7 +183,7 @@ def load(
     replaced = torchao.load(folder) if native else {}
     layout = _MEMORY_FORMATS[memory_format]
     with readable(f"{folder} holds no torch artefact that can run", "compile the model again"):
-        lowered = lower(quantized, device, replaced, layout)
+        lowered = lower(quantized, device, replaced, layout, compiled)
     by_torchao = {edge[1] for name in replaced for edge in quantized.graph.consumers(name)}
     on_integers = native in torchao.RUNS_ON_INTEGERS and device == "cpu"
     (lowered.native if on_integers else lowered.simulated).update(by_torchao)
