@@ -17,7 +17,6 @@ _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_E
 _ONEDNN = _CAPS[:2]
 _UNCAPPED = ("", "ALL", "DEFAULT")
 _ONEDNN_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
-_REMEDY = "8-bit weights (`int8`) lose accuracy there, those of 7 bits (`int8_reduced`) do not"
 
 
 def caps(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -34,9 +33,15 @@ def saturates(processor: Processor) -> bool:
 def warning(processor: Processor, variables: Mapping[str, str] = os.environ) -> str | None:
     """Return a sentence on what saturates here and what to do about it, or None."""
     if saturates(processor):
-        return f"This processor has no VNNI, so int8 kernels add products in 16 bits, which saturate: {_REMEDY}."
+        return (
+            "This processor has no VNNI, so int8 kernels add products in 16 bits, which saturate: 8-bit weights "
+            "(`int8`) lose accuracy or speed there, those of 7 bits (`int8_reduced`) neither."
+        )
     found = {name: value for name, value in caps(variables).items() if name in _ONEDNN}
     lacking = [f"{name}={value}" for name, value in found.items() if value in _ONEDNN_WITHOUT_VNNI]
     if lacking and processor.has("avx2"):
-        return f"{lacking[0]} keeps oneDNN from VNNI, so torch's int8 kernels saturate in 16 bits: {_REMEDY}."
+        return (
+            f"{lacking[0]} keeps oneDNN from VNNI, so torch's int8 kernels saturate in 16 bits: they are not used for "
+            "8-bit weights (`int8`), which run in float, but for those of 7 bits (`int8_reduced`)."
+        )
     return None
