@@ -92,13 +92,7 @@ def recipe_document(
     """Return the file of a recipe, in plain JSON types: ``quant.replay`` makes the same tables of it."""
     return plain(
         {
-            **recipe_of(artifact.tables.quantized, batches),
-            "model": mixer.model,
-            "backend": mixer.target.name,
-            "runtime": mixer.target.load().version(),
-            "scheme": artifact.case.scheme.as_dict(),
-            "artifact_sha256": artifact.entry.content_sha256,
-            "size_bytes": artifact.executable.size_bytes,
+            **artifact_document(artifact, batches),
             "foreseen": {
                 "criterion": mixer.criterion,
                 "error": choice.error,
@@ -108,6 +102,19 @@ def recipe_document(
             "layers": layers(mixer, choice),
         }
     )
+
+
+def artifact_document(artifact: Artifact, batches: Sequence[tuple[np.ndarray, ...]]) -> dict[str, object]:
+    """Return the recipe of an artefact, and what there is to know of it that nobody foresaw or chose."""
+    return {
+        **recipe_of(artifact.tables.quantized, batches),
+        "model": artifact.case.model,
+        "backend": artifact.case.backend,
+        "runtime": artifact.case.target.load().version(),
+        "scheme": artifact.case.scheme.as_dict(),
+        "artifact_sha256": artifact.entry.content_sha256,
+        "size_bytes": artifact.executable.size_bytes,
+    }
 
 
 def verified(loss: Loss, drop: Drop) -> dict[str, object]:

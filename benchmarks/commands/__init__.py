@@ -18,22 +18,22 @@ class CommandError(Exception):
     """Input that cannot be used; the message is one sentence with the remedy."""
 
 
-def thread_count(text: str) -> int:
-    """Read the number that ``--threads`` was given.
+def positive(text: str, option: str) -> int:
+    """Read the whole number that an option was given.
 
     Raises:
-        CommandError: it is none.
+        CommandError: it is none, or zero.
     """
     from fixtures.options import count
 
     try:
         return count(text)
     except argparse.ArgumentTypeError as error:
-        raise CommandError(f"--threads: {error}.") from None
+        raise CommandError(f"{option}: {error}.") from None
 
 
-def opened(options: argparse.Namespace, progress: Callable[[str], None]) -> "tuple[Workshop, str]":
-    """Return the workshop that ``options`` describe, and the name of the model they ask for.
+def opened(options: argparse.Namespace, progress: Callable[[str], None], batch: int = 1) -> "tuple[Workshop, str]":
+    """Return the workshop that ``options`` describe, with calls of so many samples, and the model's name.
 
     Raises:
         CommandError: the model needs packages that are not installed.
@@ -51,5 +51,5 @@ def opened(options: argparse.Namespace, progress: Callable[[str], None]) -> "tup
     absent = missing(model_entry(name).constants["PACKAGES"])
     if absent:
         raise CommandError(f"{name} needs packages that are not installed: {absent}")
-    settings = Settings(int(options.threads), case_seconds=math.inf, data=DataOptions(options.imagenet))
+    settings = Settings(int(options.threads), batch, case_seconds=math.inf, data=DataOptions(options.imagenet))
     return Workshop(Cache(options.cache_dir or Path.cwd() / DEFAULT_CACHE), settings, progress), name

@@ -4,14 +4,19 @@ What each format costs the output is measured for each weight alone; an integer 
 least together within the bits, the bytes or the accuracy that is asked for. By default those formats are on offer that
 the backend stores without padding. Weights that a runtime may join, as query, key and value, have one format.
 
+Within a latency, activations are in 8 bits as well, and operators are left in float while there is time for them: those
+whose rounding costs the output most for what they take. Each operator is timed alone in both formats, then what was
+chosen, on this machine with nothing else running.
+
   python -m benchmarks mixed minilm --backend onnxruntime --bits-per-weight 4.5
   python -m benchmarks mixed minilm --max-size 13MB -o minilm.json
   python -m benchmarks mixed minilm --max-drop 1pp --evaluations 7      # the smallest model shown to lose no more
   python -m benchmarks mixed reviews_gpt --backend mlx --pareto         # several budgets, a recipe for each
+  python -m benchmarks mixed minilm --max-latency 25ms                  # 8 bits and float, as fast as that
 
 The recipe names the format of each weight; quant.replay(graph, "recipe.json", calibration) makes the same tables again,
-bit for bit, without measuring anything. Sensitivities, models and answers are kept in the cache: the same command goes
-on where it was stopped.
+bit for bit, without measuring anything. Sensitivities, times, models and answers are kept in the cache: the same
+command goes on where it was stopped.
 
 Exit status: 0 where a recipe was written, 1 where nothing was shown to hold, 4 for input that cannot be used.
 """
@@ -21,7 +26,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands import CommandError, opened, thread_count
+from benchmarks.commands import CommandError, opened, positive
 from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
@@ -53,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DROP",
         help="the smallest model shown to lose no more: 1pp of a share, 1%% of any metric, or agreement:5pp",
     )
+    goal.add_argument("--max-latency", metavar="TIME", help="the longest call, such as 25ms")
     goal.add_argument("--pareto", action="store_true", help=f"the same as --bits-per-weight {' '.join(_PARETO)}")
     parser.add_argument(
         "--evaluations",
@@ -73,13 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of sensitivities: read if it exists, else measured and written",
     )
     parser.add_argument("-o", "--output", default="recipe.json", type=Path, metavar="FILE", help="(recipe.json)")
+    parser.add_argument("--batch", default="1", metavar="N", help="samples in the call that --max-latency is about (1)")
     parser.add_argument("--threads", default="1", metavar="N", help="threads of every runtime (1)")
     parser.add_argument("--imagenet", type=Path, metavar="DIR", help="labelled photographs for image classifiers")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where all is kept that was made (.cache/quant)")
 
 
 def run(options: argparse.Namespace) -> int:
-    pin_threads(thread_count(options.threads))
+    pin_threads(positive(options.threads, "--threads"))
     # These import numpy and torch, before which threads must be pinned.
     from benchmarks.lines import Lines
     from fixtures.model import DataError
@@ -88,11 +95,44 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.output} cannot be written: there is no folder {options.output.parent}.")
     lines = Lines()
     try:
-        return _Run(options, lines).run()
+        return _within_latency(options, lines) if options.max_latency else _Run(options, lines).run()
     except (DataError, ValueError) as error:
         raise CommandError(str(error)) from None
     finally:
         lines.done()
+
+
+def _within_latency(options: argparse.Namespace, lines: "Lines") -> int:
+    """Write the recipe of W8A8 with the operators left in float that ``--max-latency`` has time for."""
+    from benchmarks.candidates import backends_of
+    from benchmarks.losses import loss_text
+    from benchmarks.mixing_static import StaticMixer
+    from benchmarks.mixing_static_text import document, explanation
+    from benchmarks.mixing_text import verified
+    from benchmarks.workshop import calibration_batches
+    from quant.backends import target
+    from reports.requirements import parse_time
+
+    unused = [name for name in ("formats", "criterion", "sensitivity") if getattr(options, name)]
+    if unused:
+        raise CommandError(f"--{unused[0]} is about weights alone: leave it out beside --max-latency.")
+    seconds = parse_time(options.max_latency)
+    (backend,) = backends_of(options.backend)
+    if not target(backend).runs_here:
+        raise CommandError(f"{backend} does not run here, so no time of it can be taken: choose where it runs.")
+    workshop, name = opened(options, lines.progress, positive(options.batch, "--batch"))
+    losses = _losses(workshop, name, None, lines)
+    mixer = StaticMixer(workshop, name, target(backend), lines.result)
+    made = mixer.made_within(seconds)
+    recipe = document(mixer, made, calibration_batches(workshop.calibration(name)))
+    loss = losses and losses.verified(made.artifact)
+    if loss:
+        recipe["verified"] = verified(loss, losses.drop)
+    _write(recipe, options.output, lines)
+    print(explanation(mixer, made))
+    if loss:
+        print(f"\nIt {loss_text(loss, losses.drop.unit, fresh=True)} ({losses.drop.metric}).")
+    return 0
 
 
 class _Run:
@@ -129,7 +169,7 @@ class _Run:
             path = self.options.output
             if len(self.bits) > 1:
                 path = path.with_stem(f"{path.stem}_{bits:g}".replace(".", "p"))
-            self._write(points[-1], path)
+            _write(points[-1].recipe, path, self.lines)
         drop = self.losses and self.losses.drop
         print(pareto(points, drop) if len(points) > 1 else explanation(self.mixer, points[0], drop))
         return 0
@@ -158,7 +198,7 @@ class _Run:
             )
             return 1
         point = self._made(loop.choices[held.budget])
-        self._write(point, self.options.output)
+        _write(point.recipe, self.options.output, self.lines)
         print(explanation(self.mixer, point, drop))
         print(f"\n{loop.done} of at most {loop.most} evaluations; at most {drop} may be lost.")
         return 0
@@ -178,9 +218,10 @@ class _Run:
         recipe["verified"] = verified(loss, self.losses.drop)
         return Point(choice, size, recipe, self.losses.error(artifact), loss)
 
-    def _write(self, point: "Point", path: Path) -> None:
-        path.write_text(json.dumps(point.recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        self.lines.result(f"wrote {path}, which quant.replay(graph, {str(path)!r}, calibration) makes again")
+
+def _write(recipe: dict[str, object], path: Path, lines: "Lines") -> None:
+    path.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines.result(f"wrote {path}, which quant.replay(graph, {str(path)!r}, calibration) makes again")
 
 
 def _losses(workshop: "Workshop", name: str, drop: str | None, lines: "Lines") -> "Losses | None":

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands import CommandError, opened, thread_count
+from benchmarks.commands import CommandError, opened, positive
 from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    pin_threads(thread_count(options.threads))
+    pin_threads(positive(options.threads, "--threads"))
     # These import numpy and torch, before which threads must be pinned.
     from benchmarks.explaining import explanation, recipe_document
     from benchmarks.lines import Lines

@@ -18,6 +18,8 @@ from quant.tensor import QuantizedTensor
 
 _GRAPH = "forward"
 _INTEGER_CONSUMERS = ("Conv", "MatMul", "Gemm")
+_ACTIVATIONS = ("Clip", "Relu")
+"""Operators that the runtime folds into the one before them, or the quantizer after them."""
 _LARGEST_BIAS_CODE = 2**31 - 1
 
 
@@ -142,7 +144,7 @@ class Splicer:
         if data in self.grouped:
             return self._lower_grouped(name, tensor, linear, data)
         if data in self.dynamic:
-            return self._lower_dynamic(name, tensor, linear)
+            return weights.is_per_channel(tensor) and self._lower_with_codes(name, tensor, linear)
         return weights.lower_matmul(self.editor, name, tensor, linear)
 
     def _lower_static(self, name: str, tensor: QuantizedTensor, edge: Edge, quantizer: ActivationQuantizer) -> bool:
@@ -152,6 +154,9 @@ class Splicer:
             return False
         if consumer.op_type == "Conv" and not _is_quantized_next(consumer.outputs[0]):
             return False  # the integer convolution writes integers: this one runs in float, with constant weights
+        if consumer.op_type == "Gemm" and _is_activated_in_float(consumer.outputs[0]):
+            # The runtime would make one float operator of the two before it looks for integers.
+            return self._lower_with_codes(name, tensor, weights.linear_of(nodes))
         transposed = consumer.op_type == "MatMul"
         consumer.replace_input_with(1, weights.dequantize_linear(self.editor, name, tensor, transposed))
         if not transposed and len(consumer.inputs) > 2:
@@ -174,9 +179,8 @@ class Splicer:
         ]
         consumer.replace_input_with(2, self.editor.add("DequantizeLinear", inputs, name=f"{name}/real", axis=0))
 
-    def _lower_dynamic(self, name: str, tensor: QuantizedTensor, linear: weights.Linear) -> bool:
-        if not weights.is_per_channel(tensor):
-            return False
+    def _lower_with_codes(self, name: str, tensor: QuantizedTensor, linear: weights.Linear) -> bool:
+        """Give a linear layer, whose input is quantized and dequantized again, the kernel that takes the codes."""
         codes, scale, zero_point = linear.data.producer().inputs
         weight, weight_scale, weight_zero_point = weights.integer_weight(self.editor, name, tensor, transposed=True)
         inputs = [codes, weight, scale, weight_scale, zero_point, weight_zero_point, linear.bias]
@@ -209,6 +213,12 @@ class Splicer:
 def _is_quantized_next(value: ir.Value) -> bool:
     """Whether ``value`` goes to quantizers alone, perhaps after an activation that the runtime folds into them."""
     users = [node for node, _ in value.uses()]
-    if len(users) == 1 and users[0].op_type in ("Clip", "Relu"):
+    if len(users) == 1 and users[0].op_type in _ACTIVATIONS:
         return _is_quantized_next(users[0].outputs[0])
     return bool(users) and all(node.op_type == "QuantizeLinear" for node in users)
+
+
+def _is_activated_in_float(value: ir.Value) -> bool:
+    """Whether ``value`` goes to an activation function alone, whose result is not quantized."""
+    users = [node for node, _ in value.uses()]
+    return len(users) == 1 and users[0].op_type in _ACTIVATIONS and not _is_quantized_next(value)

@@ -50,10 +50,11 @@ class Plan:
         self.integer = set() if self.refusal else fitting
 
     def is_quantized(self, node: Node) -> bool:
-        """Whether the tables touch ``node``."""
-        positions = (*range(len(node.arguments)), "x", "h")
-        weighted = any(weight.name in self.quantized.weights for weight in weights_of(node))
-        return weighted or any((node.name, position) in self._quantizers for position in positions)
+        """Whether the tables want ``node`` in integers: they hold its weights, or it has none and reads codes."""
+        weights = weights_of(node)
+        if weights:  # one that is left float may still read what a neighbour writes in integers
+            return any(weight.name in self.quantized.weights for weight in weights)
+        return any((node.name, position) in self._quantizers for position in range(len(node.arguments)))
 
     def weight(self, node: Node) -> QuantizedTensor | None:
         operator = QUANTIZABLE.get(node.operator)

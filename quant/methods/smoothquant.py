@@ -20,7 +20,7 @@ from quant.folding import Scaled, choose_scale, scale_inputs
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
 from quant.layers import layer_of, weight_formats
 from quant.methods.gptq import solve_layer
-from quant.methods.static import quantized_edges, rounded_biases
+from quant.methods.static import activations_left, quantized_edges, rounded_biases
 from quant.progress import steps
 from quant.scheme import NumberFormat, Scheme
 from quant.sensitivity import most_sensitive
@@ -52,6 +52,46 @@ def quantize(
     ``left_float`` is the share of multiply-accumulates that may stay in float: those of the operators whose
     quantization costs the output most.
     """
+    smoothed = smooth(graph, scheme, calibration)
+    if not left_float:
+        return smoothed.leaving()
+    return smoothed.leaving(most_sensitive(smoothed.whole, calibration, left_float))
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A graph in W8A8 with smoothed inputs, of which single operators can still be left float.
+
+    graph   the float graph
+    scaled  the graph with the scales folded into its parameters, and those that are still to be applied
+    whole   the tables of the scaled graph with everything quantized
+    """
+
+    graph: FloatGraph
+    scaled: Scaled
+    whole: QuantizedModel
+
+    def leaving(self, names: Sequence[str] = ()) -> QuantizedModel:
+        """Return the tables with the operators of the weights ``names`` left float, which the recipe lists."""
+        whole, scaled = self.whole, self.scaled
+        weights, activations, recipe = whole.weights, whole.activations, {}
+        restored = {name: _unscaled(scaled, name) for name in names}
+        if names:
+            weights = {name: weight for name, weight in weights.items() if name not in restored}
+            activations = activations_left(whole.graph, list(weights), activations)
+            recipe = {"left_float": list(names)}
+        floats = {name: whole.graph.parameters[name] for name in scaled.changed if name not in weights} | restored
+        if whole.scheme.family == "static":
+            floats |= rounded_biases(whole.graph, weights, activations)
+        return QuantizedModel(self.graph, whole.scheme, weights, floats, activations, recipe)
+
+
+def smooth(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch]) -> Smoothed:
+    """Return ``graph`` with smoothed inputs and everything in W8A8.
+
+    Raises:
+        ValueError: there is no calibration data, or a value or a weight holds NaN or infinity.
+    """
     formats = _formats(graph, scheme)
     groups = linear_groups(graph, formats)
     others = _other_edges(graph, formats, groups) if scheme.family == "static" else {}
@@ -63,17 +103,7 @@ def quantize(
     weights = _weights(scaled.graph, formats, samples, scales)
     activations = _activations(scheme, scaled, samples, scales)
     activations |= _other_activations(scheme, others, extremes)
-    recipe, restored = {}, {}
-    if left_float:
-        whole = QuantizedModel(scaled.graph, scheme, weights, {}, activations)
-        recipe["left_float"] = most_sensitive(whole, calibration, left_float)
-        restored = {name: _unscaled(scaled, name) for name in recipe["left_float"]}
-        weights = {name: weight for name, weight in weights.items() if name not in restored}
-        activations = {edge: activations[edge] for edge in quantized_edges(graph, weights) if edge in activations}
-    floats = {name: scaled.graph.parameters[name] for name in scaled.changed if name not in weights} | restored
-    if scheme.family == "static":
-        floats |= rounded_biases(scaled.graph, weights, activations)
-    return QuantizedModel(graph, scheme, weights, floats, activations, recipe)
+    return Smoothed(graph, scaled, QuantizedModel(scaled.graph, scheme, weights, {}, activations))
 
 
 def _unscaled(scaled: Scaled, name: str) -> Tensor:

@@ -111,12 +111,49 @@ def quantized_edges(graph: FloatGraph, weights: Sequence[str]) -> list[Edge]:
     return edges
 
 
+def activations_left(
+    graph: FloatGraph, weights: Sequence[str], activations: dict[Edge, ActivationQuantizer]
+) -> dict[Edge, ActivationQuantizer]:
+    """Return what is left of ``activations`` where operators without quantized ``weights`` are left float.
+
+    Quantized stays what the others read, and what convolutions among these write: their integer kernels write integers,
+    which an operator that is left float has to convert.
+    """
+    read = set(quantized_edges(graph, weights))
+
+    def stays(edge: Edge, quantizer: ActivationQuantizer) -> bool:
+        value = graph.node(edge).arguments[edge[2]].name
+        written = quantizer.input_scale is None and _written_by_convolution(graph.graphs[edge[0]], value, weights)
+        return edge in read or written
+
+    return {edge: quantizer for edge, quantizer in activations.items() if stays(edge, quantizer)}
+
+
+def makers(graph: Graph, value: str, weights: Sequence[str]) -> list[str]:
+    """Return the ``weights`` of the operators that make ``value``, if it could stay in integers all the way from them.
+
+    The list is empty where an operator that computes in float lies between, and for the inputs of the graph.
+    """
+    node = graph.by_name.get(value)
+    if node is None:
+        return []
+    if _is_quantized(node, weights):
+        return [node.arguments[QUANTIZABLE[node.operator].weight].name]
+    if node.operator not in RESIDUAL | _KEEPS_INTEGERS | _POOLING:
+        return []
+    operands = [argument.name for argument in node.arguments if isinstance(argument, Value)]
+    found = [makers(graph, name, weights) for name in operands if graph.shapes.get(name)]
+    return list(dict.fromkeys(name for of_operand in found for name in of_operand)) if all(found) else []
+
+
 def rounded_biases(
     graph: FloatGraph, weights: dict[str, QuantizedTensor], activations: dict[Edge, ActivationQuantizer]
 ) -> dict[str, Tensor]:
     """Return the biases of quantized operators on the grid of their accumulators, where one operator alone has them."""
     biases = {}
     for name, (parameter, edge) in accumulated_biases(graph, activations).items():
+        if parameter not in weights:
+            continue  # left float, beside an integer operator that writes integers
         weight = weights[parameter]
         biases[name] = on_accumulator_grid(graph.parameters[name], weight.scale, weight.codes, activations[edge].scale)
     return biases
@@ -186,6 +223,16 @@ def _made_by_integers(graph: Graph, value: str, weights: Sequence[str]) -> bool:
             if isinstance(argument, Value) and graph.shapes.get(argument.name)
         )
     return False
+
+
+def _written_by_convolution(graph: Graph, value: str, weights: Sequence[str]) -> bool:
+    """Whether a convolution with quantized weights makes ``value``, perhaps with operators after it that keep codes."""
+    node = graph.by_name.get(value)
+    if node is None:
+        return False
+    if node.operator in _KEEPS_INTEGERS and isinstance(node.arguments[0], Value):
+        return _written_by_convolution(graph, node.arguments[0].name, weights)
+    return _is_quantized(node, weights) and QUANTIZABLE[node.operator].kind == "convolution"
 
 
 def _reaches_integers(graph: Graph, node: Node, weights: Sequence[str]) -> bool:
