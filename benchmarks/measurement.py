@@ -1,5 +1,6 @@
 """What one case measured, gathered step by step and put together as its record."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -151,8 +152,7 @@ class Measurement:
             coverage["parameters_quantized"] = tables.quantized.parameters_quantized
             coverage["left_float"] = tables.quantized.left_float()
         coverage.setdefault("parameters_quantized", None)
-        if artifact.settings:
-            coverage["notes"] = [*coverage.get("notes", ()), f"Ran tuned: {settings_text(artifact.settings)}."]
+        coverage["notes"] = [*coverage.get("notes", ()), *_about_start(artifact)]
         self._settings = {"case": artifact.settings, "float": baseline.settings}
         if tables is None:
             size["reason"] = coverage["reason"] = no_tables(artifact)
@@ -194,6 +194,14 @@ def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions
         return None
     common = min(map(len, own))
     return own[0].first(common), own[1].first(common)
+
+
+def _about_start(artifact: Artifact) -> Iterator[str]:
+    """Yield what is to be known of how an artefact was opened."""
+    if artifact.settings:
+        yield f"Ran tuned: {settings_text(artifact.settings)}."
+    if artifact.case.target.opt_in and artifact.start_seconds is not None:
+        yield f"Loading it and a first call took {artifact.start_seconds:.0f} s."
 
 
 def no_tables(artifact: Artifact) -> str:
