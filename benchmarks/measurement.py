@@ -152,7 +152,7 @@ class Measurement:
             coverage["parameters_quantized"] = tables.quantized.parameters_quantized
             coverage["left_float"] = tables.quantized.left_float()
         coverage.setdefault("parameters_quantized", None)
-        coverage["notes"] = [*coverage.get("notes", ()), *_about_start(artifact)]
+        coverage["notes"] = [*coverage.get("notes", ()), *about_start(artifact)]
         self._settings = {"case": artifact.settings, "float": baseline.settings}
         if tables is None:
             size["reason"] = coverage["reason"] = no_tables(artifact)
@@ -196,7 +196,7 @@ def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions
     return own[0].first(common), own[1].first(common)
 
 
-def _about_start(artifact: Artifact) -> Iterator[str]:
+def about_start(artifact: Artifact) -> Iterator[str]:
     """Yield what is to be known of how an artefact was opened."""
     if artifact.settings:
         yield f"Ran tuned: {settings_text(artifact.settings)}."

@@ -4,7 +4,9 @@ import pytest
 
 from benchmarks import environment, tuned
 from benchmarks.matrix import Case
+from benchmarks.measurement import about_start
 from benchmarks.tuned import Entry, Tuning
+from benchmarks.workshop import Artifact
 
 CASE = Case("digits", "rtn", "int4", "onnxruntime")
 
@@ -62,3 +64,17 @@ def test_settings_are_told_in_words():
     )
     assert tuned.settings_text({"threads": 1}) == "1 thread"
     assert tuned.speed_text(1.254, (1.2, 1.3)) == "1.25× (1.20 to 1.30)"
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "notes"),
+    [
+        ("torch", {}, []),
+        ("torch", {"threads": 2}, ["Ran tuned: 2 threads."]),
+        ("torch_compile", {}, ["Loading it and a first call took 41 s."]),
+    ],
+)
+def test_a_record_says_how_its_artefact_was_opened(backend, settings, notes):
+    case = Case("digits", "rtn", "int4", backend)
+    artifact = Artifact(case, None, None, None, settings=settings, start_seconds=41.4)
+    assert list(about_start(artifact)) == notes
