@@ -13,8 +13,8 @@ RUN := $(VENV)/bin/python -m
 K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 
 # The main methods on every model of the zoo, for which of them win on which family.
-INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or outliers or dynamic or \
-	qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
+INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or reduced or outliers or \
+	dynamic or qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
 
 SAVE ?= ci
 LIMITS ?= accuracy:1pp
@@ -48,7 +48,7 @@ readme: $(VENV)/.bench
 	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native) and not quick" --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
 	$(RUN) pytest benchmarks --benchmark-json=build/readme.json \
-		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8)"
+		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8-onnxruntime)"
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section ablation
 	$(RUN) pytest benchmarks -m quantize --benchmark-json=build/readme.json \
 		-k "minilm and int4 and not (adaround or palette) or minilm-smoothquant-int8"

@@ -47,7 +47,7 @@ class AdaptiveMeasurement(Measurement):
         if reason:
             super().time(artifact, baseline, samples)
         else:
-            reason = self._time_stream(artifact.executable, baseline, samples)
+            reason = self._time_stream(artifact, baseline, samples)
         if reason:
             unknown = {"expected_seconds": None, "worst_seconds": None, "reason": reason}
             self._sections["adaptive"] = unknown | self._sections["adaptive"]
@@ -65,24 +65,25 @@ class AdaptiveMeasurement(Measurement):
         record["coverage"]["notes"] = [*(record["coverage"].get("notes") or []), _note(section)]
         return record
 
-    def _time_stream(self, cascade: Cascade, baseline: Artifact, samples: Samples) -> str | None:
+    def _time_stream(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> str | None:
         """Time both; return why there are no times, or None."""
-        settings = self._workshop.settings
+        cascade: Cascade = artifact.executable
+        batch, threads = self._workshop.settings.batch, self._threads(*artifact.parts)
         twin = self._workshop.twin(baseline)
-        blocks = streaming.blocks_of(samples, settings.batch)
+        blocks = streaming.blocks_of(samples, batch)
         self._workshop.report(f"timing {self.case} over {len(samples)} samples")
         executables = Models(cascade, baseline.executable, twin)
-        times = streaming.time_stream(self._benchmark, executables, blocks, settings.threads)
+        times = streaming.time_stream(self._benchmark, executables, blocks, threads)
         if times is None:
             self._sections["speed"] = {"reason": timing.DISABLED}
             return timing.DISABLED
-        self._sections["speed"] = {**streaming.speed(times), "batch": settings.batch}
+        self._sections["speed"] = {**streaming.speed(times), "batch": batch}
         if self._sections["speed"]["refused"]:
             return self._sections["speed"]["reason"]
         inputs = blocks[0][0]
         always = cascade.with_threshold(np.inf)
         calls = Models(*(lambda one=one: one(*inputs) for one in (always, baseline.executable, twin)))
-        worst = timing.compare(calls, self._seconds, settings.threads)
+        worst = timing.compare(calls, self._seconds, threads)
         self._sections["adaptive"] |= {
             "expected_seconds": times.variant.mean(),
             "worst_seconds": None if timing.refusal(worst) else np.median(worst.variant),

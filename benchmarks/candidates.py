@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from benchmarks.matrix import Case, matrix
 from quant.backends import target, targets
+from quant.hardware import processor
+from quant.hardware.saturation import saturates
+from quant.scheme import REDUCED_WORD
 
 THIS_MACHINE = "this-machine"
 
@@ -30,6 +33,8 @@ _WITH_OUTLIERS = _STEADY | {
 }
 _METHODS = {"convolutional": _STEADY, "recurrent": _STEADY}
 """By family of networks; all others are taken for transformers."""
+_REDUCED = {"static": (REDUCED_WORD,), "dynamic": (REDUCED_WORD, "w4a8")}
+"""Where products of 8-bit codes saturate."""
 _BITS = {"float": ("fp16",), "weight_only": _WEIGHTS, "static": ("int8",), "dynamic": ("int8", "w4a8")}
 
 
@@ -49,8 +54,9 @@ def rungs(model: str, family: str, backends: Sequence[str]) -> list[Rung]:
     exist = set(matrix()[0])
     found = []
     for backend in backends:
+        reduced = target(backend).constant("INTEGER_KERNELS") and saturates(processor())
         for kind, names in _METHODS.get(family, _WITH_OUTLIERS).items():
-            for bits in _BITS[kind]:
+            for bits in _REDUCED.get(kind, _BITS[kind]) if reduced else _BITS[kind]:
                 cases = tuple(case for name in names if (case := Case(model, name, bits, backend)) in exist)
                 found += [Rung(cases)] if cases else []
     return found
@@ -63,7 +69,8 @@ def backends_of(text: str) -> list[str]:
         ValueError: there is no such backend, or it is not installed or exists only elsewhere.
     """
     if text == THIS_MACHINE:
-        return [name for name, found in targets().items() if found.runs_here and not found.missing()]
+        here = [(name, found) for name, found in targets().items() if found.runs_here and not found.opt_in]
+        return [name for name, found in here if not found.missing()]
     chosen = target(text)
     missing = chosen.missing()
     reason = chosen.elsewhere() or (f"{text} is not installed: {missing}" if missing else None)

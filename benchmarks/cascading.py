@@ -110,6 +110,7 @@ def _decided(workshop: "Workshop", artifacts: "Sequence[Artifact]", samples: Sam
         "begin": begin,
         "batch": size,
         "threads": workshop.settings.threads,
+        "settings": [artifact.settings for artifact in artifacts],
         "source": source_digest(model_entry(model.name).module, "benchmarks.decisions", "quant.adaptive"),
     }
 

@@ -5,11 +5,12 @@ its kernels for quantized numbers is read from what it made. The cases of a run 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tabulate import tabulate
 
 from benchmarks.matrix import Case, matrix
-from benchmarks.workshop import Workshop
+from benchmarks.workshop import CannotRun, Workshop
 from quant.architecture import OperatorKind, operator_kinds
 from quant.backends import target, targets
 
@@ -30,7 +31,8 @@ def description(workshop: Workshop, name: str, backends: Sequence[str] | None = 
     prepared = workshop.prepare(name)
     graph = prepared.graph
     kinds = operator_kinds(graph)
-    chosen = list(backends or [name for name, found in targets().items() if not found.elsewhere()])
+    here = [name for name, found in targets().items() if not found.elsewhere() and not found.opt_in]
+    chosen = list(backends or here)
     cells, reasons = _backends(workshop, name, chosen)
     operators = f"{sum(kind.count for kind in kinds)} operators of {len(kinds)} kinds"
     parts = [
@@ -43,6 +45,7 @@ def description(workshop: Workshop, name: str, backends: Sequence[str] | None = 
         ),
         _LEGEND,
         *reasons,
+        *_forecasts(workshop, name, chosen),
     ]
     return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:])
 
@@ -77,6 +80,22 @@ def _backends(workshop: Workshop, name: str, backends: Sequence[str]) -> tuple[l
                 reasons[reason].append(backend)
         rows.append(row)
     return rows, [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _forecasts(workshop: Workshop, name: str, backends: Sequence[str]) -> list[str]:
+    """Return sentences on where a device is expected to run the model, from backends that know only what was read."""
+    sentences: dict[str, None] = {}
+    for backend in backends:
+        case = Case(name, *PROBES[0], backend)
+        if target(backend).missing() or case not in set(matrix()[0]):
+            continue
+        forecast = getattr(case.target.load(), "forecast", None)
+        if forecast:
+            calibration = workshop.calibration(name)
+            with suppress(CannotRun):  # the table says so
+                artifact = workshop.compile(case, workshop.quantize(case, calibration), calibration)
+                sentences |= dict.fromkeys(forecast(artifact.entry.path))
+    return list(sentences)
 
 
 def _probed(workshop: Workshop, case: Case) -> tuple[str, str | None]:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -30,13 +30,17 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: an artefact's folder, on a backend; ``inputs`` is a file, read ``batch`` samples at a time."""
+    """What to run: an artefact's folder, on a backend; ``inputs`` is a file, read ``batch`` samples at a time.
+
+    ``settings`` are the runtime's, where they are not its defaults.
+    """
 
     backend: str
     folder: str
     inputs: str
     batch: int
     threads: int
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 def measure(request: Request) -> Footprint:
@@ -62,10 +66,9 @@ def serve(requests: TextIO, channel: TextIO) -> None:
     """Answer the one request."""
     request = Request(**json.loads(requests.readline()))
     chosen, batches = target(request.backend), list(_batches(request))
-    runtime = chosen.load()
-    runtime.version()  # imports the runtime
+    chosen.load().version()  # imports the runtime
     held = memory.start_peak()
-    executable = runtime.load(Path(request.folder), request.threads, chosen.device)
+    executable = chosen.open(Path(request.folder), request.threads, request.settings)
     for batch in batches:
         executable(*batch)
     peak = memory.peak()

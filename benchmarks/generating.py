@@ -216,7 +216,7 @@ class GenerationMeasurement(Measurement):
             self._benchmark.pedantic(_reading(artifact.executable, prompt, generation))
             return {"reason": reason}, {"reason": reason}
         executables = artifact.executable, baseline.executable, self._workshop.twin(baseline)
-        threads = self._workshop.settings.threads
+        threads = self._threads(artifact, baseline)
         decoding = timing.Models(*(_decoding(one, prompt, generation) for one in executables))
         times = timing.time_paired(self._benchmark, decoding, self._seconds, threads)
         if times is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from quant.backends import Target, target, targets
 from quant.methods import Method, method, methods
 from quant.registry import Entry, find, missing, scan
-from quant.scheme import FLOAT_WORDS, Scheme, parse
+from quant.scheme import FLOAT_WORDS, REDUCED_WORD, Scheme, parse
 
 _ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
 _LAYERS = Path(__file__).parent / "layers"
@@ -66,6 +66,8 @@ class Case:
     @property
     def core(self) -> bool:
         """Whether a run without any selection includes the case."""
+        if self.target.opt_in:
+            return False
         return bool(model(self.model).constants.get("CORE")) and self.bits in self.method_entry.core
 
     def missing(self) -> str | None:
@@ -131,9 +133,14 @@ def quantizers() -> tuple[Case, ...]:
     """Return what can be quantized into tables: a case for each model, method and bits, then those of single layers.
 
     Tables know no runtime. Where their scheme does depend on one, in what is quantized at run time, it is torch's.
-    Methods that train are left out: they take what their recipes allow them, minutes.
+    Methods that train are left out: they take what their recipes allow them, minutes. So are weights of reduced range,
+    which cost what the others do.
     """
-    of_models = [case for case in matrix()[0] if case.backend == _QUANTIZERS_BACKEND and _has_tables(case.method_entry)]
+    of_models = [
+        case
+        for case in matrix()[0]
+        if case.backend == _QUANTIZERS_BACKEND and case.bits != REDUCED_WORD and _has_tables(case.method_entry)
+    ]
     of_layers = [
         Case(name, entry.name, bits, _QUANTIZERS_BACKEND)
         for name, layer in layers().items()
@@ -148,12 +155,14 @@ def quantizers() -> tuple[Case, ...]:
 def generators() -> tuple[Case, ...]:
     """Return the cases of models that go on with texts: those whose tables a step with a cache can take.
 
-    Methods with activations in fixed ranges are left out: ``quant.generation`` says why.
+    Methods with activations in fixed ranges are left out: ``quant.generation`` says why. So are targets to opt in to,
+    which are slow to start: they would start anew for every length of a text.
     """
     return tuple(
         case
         for case in matrix()[0]
         if models()[case.model].constants.get("GENERATES")
+        and not case.target.opt_in
         and case.method_entry.family in ("float", "weight_only", "dynamic")
     )
 

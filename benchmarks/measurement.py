@@ -1,5 +1,6 @@
 """What one case measured, gathered step by step and put together as its record."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from benchmarks import judging, timing
 from benchmarks.answers import Answers, refuse_not_finite
 from benchmarks.matrix import Case
+from benchmarks.tuned import settings_text
 from benchmarks.workshop import PARITY_SAMPLES, Artifact, Tables, Workshop
 from fixtures.model import Samples
 from reports.paired import Contributions
@@ -25,6 +27,7 @@ class Measurement:
         self.case, self.kind = case, kind
         self._workshop, self._benchmark, self._seconds = workshop, benchmark, seconds
         self._sections: dict[str, dict] = {}
+        self._settings: dict[str, dict] = {}
 
     def judge(self, artifact: Artifact, baseline: Artifact, samples: Samples) -> None:
         """Compare the artefact's outputs with float's on the same backend, and with the simulation of its tables.
@@ -63,7 +66,7 @@ class Measurement:
             baseline=lambda: baseline.executable(*inputs),
             twin=lambda: twin(*inputs),
         )
-        times = timing.time_paired(self._benchmark, models, self._seconds, self._workshop.settings.threads)
+        times = timing.time_paired(self._benchmark, models, self._seconds, self._threads(artifact, baseline))
         self._sections["speed"] = timing.speed(times) if times else {"reason": timing.DISABLED}
         self._sections["speed"]["batch"] = self._workshop.settings.batch
 
@@ -104,6 +107,7 @@ class Measurement:
                 "name": self.case.bits,
                 "quantizer": self.case.target.constant("NATIVE")[self.case.method][self.case.bits],
             }
+        settings = {"settings": self._settings} if any(self._settings.values()) else {}
         return plain(
             {
                 "schema": SCHEMA,
@@ -112,9 +116,14 @@ class Measurement:
                 "model": model,
                 "scheme": scheme,
                 "memory": _NO_MEMORY,
+                **settings,
                 **self._sections,
             }
         )
+
+    def _threads(self, *artifacts: Artifact) -> int:
+        """Return the most threads that one of them computes with."""
+        return max(made.settings.get("threads", self._workshop.settings.threads) for made in artifacts)
 
     def _parity(self, artifact: Artifact, samples: Samples, outputs: np.ndarray) -> dict[str, object]:
         if artifact.tables is None:
@@ -143,6 +152,8 @@ class Measurement:
             coverage["parameters_quantized"] = tables.quantized.parameters_quantized
             coverage["left_float"] = tables.quantized.left_float()
         coverage.setdefault("parameters_quantized", None)
+        coverage["notes"] = [*coverage.get("notes", ()), *about_start(artifact)]
+        self._settings = {"case": artifact.settings, "float": baseline.settings}
         if tables is None:
             size["reason"] = coverage["reason"] = no_tables(artifact)
         maker = tables.entry if tables else artifact.entry
@@ -156,6 +167,7 @@ class Measurement:
                 "peak_bytes": None,
                 "cached": maker.cached,
                 "compile_seconds": artifact.entry.seconds,
+                "start_seconds": artifact.start_seconds,
                 "reason": _NO_PEAK,
             },
         }
@@ -182,6 +194,14 @@ def _own(answers: tuple[Answers, Answers]) -> tuple[Contributions, Contributions
         return None
     common = min(map(len, own))
     return own[0].first(common), own[1].first(common)
+
+
+def about_start(artifact: Artifact) -> Iterator[str]:
+    """Yield what is to be known of how an artefact was opened."""
+    if artifact.settings:
+        yield f"Ran tuned: {settings_text(artifact.settings)}."
+    if artifact.case.target.opt_in and artifact.start_seconds is not None:
+        yield f"Loading it and a first call took {artifact.start_seconds:.0f} s."
 
 
 def no_tables(artifact: Artifact) -> str:

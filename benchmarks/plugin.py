@@ -41,6 +41,7 @@ pytest_plugins = (
     "benchmarks.reporting",
     "benchmarks.distribution",
     "benchmarks.own",
+    "benchmarks.choosing",
 )
 
 _CASES: dict[str, Callable[[], Sequence[Case | PeerCase]]] = {
@@ -175,35 +176,39 @@ def _name(item: pytest.Item) -> str:
     return item.callspec.id if kind == "inference" else f"{kind}:{item.callspec.id}"
 
 
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     items = [item for item in items if is_case(item)]
     if not items:
-        return None
+        return []
     known = known_seconds(config)
     expected = sum(known.get(_name(item), DEFAULT_SECONDS) for item in items)
     models = sorted({item.callspec.params["case"].model for item in items})
-    return (
+    planned = (
         f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min. "
         "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
     )
+    cases = [item.callspec.params["case"] for item in items]
+    warning = environment.saturation_warning(case for case in cases if isinstance(case, Case))
+    return [planned, *([f"Warning: {warning}"] if warning else [])]
 
 
 @pytest.fixture(scope="session")
 def workshop(pytestconfig: pytest.Config, quant_cache: "Cache") -> "Workshop":
     """Makes models, tables, artefacts and outputs, each once."""
+    from benchmarks import tuned
     from benchmarks.workshop import Settings, Workshop
     from fixtures.model import DataOptions
 
     option = pytestconfig.getoption
-    data = DataOptions(imagenet=option("imagenet"))
     settings = Settings(
         option("threads"),
         option("batch"),
         option("eval_samples"),
         option("case_seconds"),
-        data,
+        DataOptions(imagenet=option("imagenet")),
         option("memory"),
         option("max_drop"),
+        tuned.read(quant_cache.folder) if option("tuned") else tuned.Tuning(),
     )
     return Workshop(quant_cache, settings, pytestconfig.stash[_LINES].progress)
 

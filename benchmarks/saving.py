@@ -24,7 +24,7 @@ from reports.storage import PARTIAL, find_run
 BASELINE = pytest.StashKey[Run]()
 _PLACE = pytest.StashKey[dict]()
 _STARTED = pytest.StashKey[float]()
-_SETTINGS = ("threads", "batch", "eval_samples", "time_budget", "case_seconds", "memory")
+_SETTINGS = ("threads", "batch", "eval_samples", "time_budget", "case_seconds", "memory", "tuned", "backend")
 
 
 @pytest.hookimpl(tryfirst=True)

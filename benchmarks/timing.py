@@ -207,7 +207,7 @@ def samples(times: PairedTimes) -> dict[str, object]:
 def measured(models: Models, rounds: int, threads: int, run: Rounds, more: int = MORE_ROUNDS) -> PairedTimes:
     """Time so many rounds, and ``more`` times as many where they scatter."""
     interleaver = Interleaver(models)
-    with _garbage_kept():
+    with garbage_kept():
         watch = Watch(threads)
         variant = list(run(interleaver, rounds))
         if more and _scattered(interleaver.baseline, variant):
@@ -230,7 +230,7 @@ def seconds_of(call: Call) -> float:
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """Keep the collector off through untimed calls too: what they leave would fall into the next timed one."""
     enabled = gc.isenabled()
     gc.collect()

@@ -5,8 +5,6 @@ versions, the machine's instruction set, and the source of every module of ours 
 """
 
 import copy
-import hashlib
-import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -18,15 +16,16 @@ import torch
 from benchmarks import cascading, footprint, judging
 from benchmarks.answers import Answers
 from benchmarks.footprint import Footprint
+from benchmarks.ingredients import runtime_versions, state_digest, training_of
 from benchmarks.matrix import Case
 from benchmarks.matrix import model as model_entry
+from benchmarks.tuned import Tuning
 from fixtures.cache import Cache, Entry, digest_of, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
 from fixtures.own_files import OwnEntry
-from quant.backends import Executable, Target
+from quant.backends import Executable
 from quant.graph import FloatGraph, QuantizedModel, simulate
 from quant.methods import quantize
-from quant.recipe import Recipe, Training, unlabelled
 from quant.replaying import environment
 from quant.storage import load, load_graph, save, save_graph
 from quant.tracing import capture
@@ -48,6 +47,7 @@ class Settings:
     data                where labelled data of the user's lies
     memory              whether the memory of artefacts is measured
     max_drop            the share of its answers that an adaptive case may lose against float
+    tuning              settings of runtimes that were found best on this machine, where they are to be used
     """
 
     threads: int = 1
@@ -57,6 +57,7 @@ class Settings:
     data: DataOptions = field(default_factory=DataOptions)
     memory: bool = False
     max_drop: float = 0.01
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,20 @@ class Tables:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A case's saved artefact, loaded into its runtime; ``parts`` are those that a cascade is made of."""
+    """A case's saved artefact, loaded into its runtime.
+
+    parts          those that a cascade is made of
+    settings       of the runtime, where they are not its defaults
+    start_seconds  that loading it took, and a first call where there was something to call it with
+    """
 
     case: Case
     executable: Executable
     entry: Entry
     tables: Tables | None
     parts: "tuple[Artifact, ...]" = ()
+    settings: dict[str, object] = field(default_factory=dict)
+    start_seconds: float | None = None
 
 
 class CannotRun(ValueError):
@@ -149,7 +157,7 @@ class Workshop:
             "source": source_digest(method.entry.module, "quant.methods", "quant.storage"),
             "machine": environment(),
         }
-        training = _training(prepared.model, calibration) if method.trains else None
+        training = training_of(prepared.model, calibration_batches(calibration)) if method.trains else None
         if training:
             key |= {"training": training.digest, "recipe": asdict(training.recipe)}
             # Outside the entry, which is begun anew after a kill: training goes on.
@@ -188,7 +196,7 @@ class Workshop:
             "template": template.digest,
             "tables": tables.entry.digest if tables else [case.method, case.bits, data],
             "source": source_digest(case.target.entry.module),
-            "runtime": _runtime(case.target, native=tables is None),
+            "runtime": runtime_versions(case.target, native=tables is None),
         }
 
         def build(folder: Path) -> None:
@@ -200,8 +208,12 @@ class Workshop:
                 runtime.compile(tables.quantized, template.path, folder)
 
         entry = self.cache.entry("artifacts", key, build)
-        executable = runtime.load(entry.path, self.settings.threads, case.target.device)
-        return Artifact(case, executable, entry, tables)
+        settings, start = self.settings.tuning.of(case, self.settings.batch), time.perf_counter()
+        executable = case.target.open(entry.path, self.settings.threads, settings)
+        if calibration:
+            self._progress(f"starting {case}")
+            executable(*self.first_batch(calibration))
+        return Artifact(case, executable, entry, tables, settings=settings, start_seconds=time.perf_counter() - start)
 
     def template(self, case: Case) -> Path:
         """Return the folder of what a case's tables are spliced into, made once per model and backend.
@@ -221,8 +233,8 @@ class Workshop:
     def twin(self, baseline: Artifact) -> Executable:
         """Return a baseline's artefact loaded a second time, against which the first is timed."""
         if self._twin is None or self._twin[0] is not baseline:
-            target = baseline.case.target
-            self._twin = baseline, target.load().load(baseline.entry.path, self.settings.threads, target.device)
+            opened = baseline.case.target.open(baseline.entry.path, self.settings.threads, baseline.settings)
+            self._twin = baseline, opened
         return self._twin[1]
 
     def footprint(self, artifact: Artifact, samples: Samples) -> Footprint:
@@ -234,9 +246,10 @@ class Workshop:
         digest = artifact.entry.digest
         if digest not in self._footprints:
             self._progress(f"measuring the memory of {artifact.case}")
-            batch, threads = self.settings.batch, self.settings.threads
+            batch = self.settings.batch
             inputs = self.inputs_file(samples.first(footprint.BATCHES * batch))
-            request = footprint.Request(artifact.case.backend, str(artifact.entry.path), str(inputs), batch, threads)
+            backend, folder, threads = artifact.case.backend, str(artifact.entry.path), self.settings.threads
+            request = footprint.Request(backend, folder, str(inputs), batch, threads, artifact.settings)
             self._footprints[digest] = footprint.measure(request)
         return self._footprints[digest]
 
@@ -258,6 +271,7 @@ class Workshop:
             "batch": self.settings.batch,
             "threads": self.settings.threads,
             "machine": environment(),
+            **({"settings": artifact.settings} if artifact.settings else {}),
         }
         if model.fidelity_samples is not None:
             key |= {"kept": model.fidelity_samples}
@@ -348,7 +362,7 @@ class Workshop:
             self._progress(f"exporting {model.name} with torch.export")
             return exported(module)
 
-        key = {"weights": _state_digest(module), "torch": torch.__version__, "exported_by": source}
+        key = {"weights": state_digest(module), "torch": torch.__version__, "exported_by": source}
         if isinstance(entry, OwnEntry):
             # What a user's file imports is not known, so what it computes is the key, found anew by every run.
             graph = captured()
@@ -372,7 +386,7 @@ class Workshop:
         key = {
             "graph": prepared.entry.digest,
             "source": source_digest(target.entry.module),
-            "runtime": _runtime(target, native=False),
+            "runtime": runtime_versions(target, native=False),
             "precision": precision,
         }
 
@@ -419,14 +433,6 @@ class Workshop:
         return np.concatenate(outputs)
 
 
-def _training(model: Model, calibration: Samples) -> Training:
-    """Return what a model's quantized numbers are trained on: its own data, or the float model on the calibration."""
-    if model.training is not None:
-        return model.training()
-    batches = _batches(calibration, CALIBRATION_BATCH)
-    return unlabelled(batches, Recipe(distance="kl" if model.logits else "mse"))
-
-
 class _Truncated(Exception):
     """An evaluation reached its time cap; what it has is used, and not cached."""
 
@@ -448,16 +454,3 @@ def _batches(samples: Samples, size: int) -> list[tuple[np.ndarray, ...]]:
         tuple(np.ascontiguousarray(array[start : start + size]) for array in samples.inputs)
         for start in range(0, len(samples), size)
     ]
-
-
-def _state_digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _runtime(target: Target, native: bool) -> list[str]:
-    packages = list(target.constant("NATIVE_REQUIRES", {})) if native else []
-    return [target.load().version(), *(f"{name} {importlib.metadata.version(name)}" for name in packages)]

@@ -15,8 +15,7 @@ def compile(quantized: QuantizedModel, backend: str, folder: Path | str, threads
         ModuleNotFoundError: the runtime is not installed; the message holds the pip command.
     """
     build(quantized, backend, Path(folder))
-    chosen = target(backend)
-    return chosen.load().load(Path(folder), threads, chosen.device)
+    return target(backend).open(Path(folder), threads)
 
 
 def build(quantized: QuantizedModel, backend: str, folder: Path) -> None:

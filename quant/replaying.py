@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +19,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from quant import hardware
 from quant.calibrate import Batch
 from quant.channels import SEED
 from quant.graph import FloatGraph, QuantizedModel
+from quant.hardware import saturation
 from quant.methods import method, quantize
 from quant.scheme import Granularity
 from quant.storage import save
@@ -39,8 +41,16 @@ def environment() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": ", ".join([torch.backends.cpu.get_cpu_capability(), *_limits()]),
     }
+
+
+def _limits() -> Iterator[str]:
+    """Yield what makes sums of 8-bit products other ones than the instruction set of torch's kernels tells."""
+    if saturation.saturates(hardware.processor()):
+        yield "no VNNI"
+    for name, value in saturation.caps().items():
+        yield f"{name}={value}"
 
 
 def recipe_of(

@@ -18,6 +18,8 @@ ScaleType = Literal["float32", "float16", "float8_e4m3fn", "float8_e8m0fnu"]
 CodebookName = Literal["nf4", "e2m1", "e4m3", "e5m2", "learned"]
 
 INTEGER_WORDS = {f"int{bits}": bits for bits in (8, 6, 5, 4, 3, 2)}
+REDUCED_WORD = "int8_reduced"
+"""W8A8 with weights of 7 bits, whose products never saturate (``quant.hardware.saturation``)."""
 PALETTE_WORDS = {f"lut{bits}": bits for bits in (8, 6, 4, 3, 2)}
 FLOAT_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 W4A8 = "w4a8"
@@ -116,7 +118,12 @@ NVIDIA's nvfp4, whose 8-bit scales share a scale per tensor. Here that is a powe
 
 _FIXED_GROUPS = ("mxfp8", "mxfp4", "nvfp4")
 WORDS = (*INTEGER_WORDS, W4A8, *CODEBOOK_FORMATS, *PALETTE_WORDS, *FLOAT_WORDS)
-_MEANT = {"float": "fp32", "weight_only": "int4", "static": "int8", "dynamic": "int8 or w4a8"}
+_MEANT = {
+    "float": "fp32",
+    "weight_only": "int4",
+    "static": "int8 or int8_reduced",
+    "dynamic": "int8, int8_reduced or w4a8",
+}
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
         return _codebook(word, base, suffixes)
     if family == "weight_only" and base in PALETTE_WORDS:
         return _palette(word, PALETTE_WORDS[base], suffixes)
-    if word == "int8" and family in ("static", "dynamic"):
+    if word in ("int8", REDUCED_WORD) and family in ("static", "dynamic"):
         return _eight_bit(word, family, dynamic_granularity)
     if word == W4A8 and family == "dynamic":
         return _four_and_eight_bit(word)
@@ -247,7 +254,8 @@ def _four_and_eight_bit(word: str) -> Scheme:
 
 
 def _eight_bit(word: str, family: Family, dynamic_granularity: Granularity) -> Scheme:
-    weights = NumberFormat(8, symmetric=True, granularity="channel", scale_dtype="float32")
+    bits = 7 if word == REDUCED_WORD else 8
+    weights = NumberFormat(bits, symmetric=True, granularity="channel", scale_dtype="float32")
     per_token = family == "dynamic" and dynamic_granularity == "token"
     activations = NumberFormat(
         8, symmetric=per_token, granularity="token" if per_token else "tensor", scale_dtype="float32"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from reports.machines import instructions
 from reports.runs import Run, RunError
 
 
@@ -30,6 +31,6 @@ def machine_line(run: Run) -> str:
     threads = environment.get("threads")
     return (
         f"Measured on {environment.get('cpu', 'an unnamed processor')} ({environment.get('system', 'unknown system')}, "
-        f"{' '.join(environment.get('isa', [])) or 'no vector extensions known'}), "
+        f"{instructions(environment) or 'no vector extensions known'}), "
         f"{threads} thread{'' if threads == 1 else 's'}; {versions}."
     )

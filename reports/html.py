@@ -20,7 +20,7 @@ from reports.figures import figure_text
 from reports.flat import flat
 from reports.history import Series, changes_by_save, histories, save_name
 from reports.judgement import Finding, Judgement
-from reports.machines import environment_of
+from reports.machines import environment_of, instructions
 from reports.pareto import COSTS, Front, front_text, fronts
 from reports.plots import scatter, shape, sparkline_svg
 from reports.record import Record, record_name
@@ -302,7 +302,7 @@ def _environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
         described = environment_of(run, run.records[0])
         facts = {
             "Processor": described.get("cpu"),
-            "Instructions": " ".join(described.get("isa") or []),
+            "Instructions": instructions(described),
             "Threads": described.get("threads"),
             "System": described.get("system"),
             "Python": described.get("python"),

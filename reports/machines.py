@@ -7,13 +7,18 @@ from reports.runs import Run
 
 Environment = dict[str, Any]
 
-RUNTIME = ("isa", "threads", "versions")
+RUNTIME = ("isa", "isa_caps", "threads", "versions", "settings")
 """What decides a ratio of two times that were measured together; absolute times depend on all of an environment."""
 
 
 def environment_of(run: Run, record: Record) -> Environment:
-    """Return the environment a case ran in: its own where a run was merged from several machines, else its run's."""
-    return record.get("environment") or run.machine.get("quant") or {}
+    """Return the environment a case ran in: its own where a run was merged from several machines, else its run's.
+
+    With it the settings of the runtime, where they were not its defaults.
+    """
+    environment = record.get("environment") or run.machine.get("quant") or {}
+    tuned = record.get("settings")
+    return {**environment, "settings": tuned} if tuned else environment
 
 
 def differences(current: Environment, saved: Environment, names: tuple[str, ...] | None = None) -> list[str]:
@@ -26,9 +31,16 @@ def differences(current: Environment, saved: Environment, names: tuple[str, ...]
     ]
 
 
+def instructions(environment: Environment) -> str:
+    """Return the instruction sets of an environment, and what kept libraries from using them."""
+    caps = (environment.get("isa_caps") or {}).items()
+    return " ".join([*(environment.get("isa") or []), *(f"{name}={value}" for name, value in caps)])
+
+
 def _shown(value: object, other: object) -> str:
-    """Of versions only those that differ, of the rest all."""
-    if isinstance(value, dict) and isinstance(other, dict):
+    """Of versions and caps only those that differ, of the rest all."""
+    if isinstance(value, dict):
+        other = other if isinstance(other, dict) else {}
         differing = [f"{name} {value[name]}" for name in value if value[name] != other.get(name)]
         return ", ".join(differing) or "none"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

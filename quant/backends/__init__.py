@@ -2,8 +2,14 @@
 
 A backend's file starts with literal constants that are read without importing it:
 
-    TARGETS   target name, the word used in case ids -> options: "device", "platform" ("darwin" or "linux", where it
-              exists only there) and "precision" (of what stays float, where the device computes in nothing else)
+    TARGETS   target name, the word used in case ids -> options, all of which may be left out:
+              "device"
+              "platform": "darwin" or "linux", where it exists only there
+              "needs": what must be here beside packages, "cuda" or "compiler"
+              "build": (package, pattern of a file, command), where only some builds of a package will do
+              "precision": of what stays float, where the device computes in nothing else
+              "settings": that it loads artefacts with
+              "opt_in": whether its cases run only where it is named
     REQUIRES  importable module -> command that installs it
     EXECUTES  family of methods -> bits words the backend runs
     REFUSES   family of methods or bits word -> why not, in one sentence
@@ -12,18 +18,24 @@ A backend's file starts with literal constants that are read without importing i
     RUNS_ON   the one platform on which the runtime itself runs; elsewhere its artefacts are evaluated otherwise
     WIDTHS    bits of the integers it stores without padding; a weight of another width takes the next wider one
     GROUP_BITS  width -> bits that scale and zero point of an asymmetric group take; absent where they are the table's
+    SETTINGS  name -> values of what :meth:`Backend.load` takes, the default first: what is worth trying on a machine
+    NUMBERS   bits word -> words like it that a kernel may be faster with
+    INTEGER_KERNELS  whether 8-bit activations are multiplied with 8-bit weights by the processor itself
     DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
 
-and holds the functions of :class:`Backend`. Backends read the tables and know nothing of methods.
+and holds the functions of :class:`Backend`. It may have one more, ``forecast``, which takes the folder of an artefact
+and returns sentences on what a device would run of it, as far as that is known unmeasured. Backends read the tables and
+know nothing of methods.
 """
 
 import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from quant.hardware.presence import holds, lacking
 from quant.registry import Entry, find, missing, scan
 
 if TYPE_CHECKING:
@@ -87,8 +99,8 @@ class Backend(Protocol):
     ) -> None:
         """Write the artefact that the runtime's own quantizer makes of the float model."""
 
-    def load(self, folder: Path, threads: int, device: str | None) -> Executable:
-        """Load an artefact from disk into the runtime."""
+    def load(self, folder: Path, threads: int, device: str | None, **settings: object) -> Executable:
+        """Load an artefact from disk into the runtime, with some of its ``SETTINGS`` other than their defaults."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +109,43 @@ class Target:
 
     name: str
     entry: Entry
-    device: str | None
-    platform: str | None
-    precision: str | None
+    device: str | None = None
+    platform: str | None = None
+    needs: str | None = None
+    build: tuple[str, str, str] | None = None
+    precision: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    opt_in: bool = False
 
     def load(self) -> Backend:
         return self.entry.load()
+
+    def open(self, folder: Path, threads: int, settings: Mapping[str, object] | None = None) -> Executable:
+        """Load an artefact from disk onto the target; ``settings`` may name other ``threads``."""
+        chosen = {"threads": threads, **self.settings, **(settings or {})}
+        return self.load().load(folder, device=self.device, **chosen)
 
     def constant(self, name: str, default: object = None) -> object:
         return self.entry.constants.get(name, default)
 
     def missing(self) -> str | None:
         """Return the commands that install what is missing, or None."""
-        return missing(self.constant("REQUIRES", {}))
+        absent = missing(self.constant("REQUIRES", {}))
+        if absent or self.build is None:
+            return absent
+        package, pattern, command = self.build
+        return None if holds(package, pattern) else command
 
     @property
     def runs_here(self) -> bool:
         """Whether this platform has the runtime itself, so that its time can be taken."""
-        return self.platform in (None, sys.platform) and self.constant("RUNS_ON", sys.platform) == sys.platform
+        return self.elsewhere() is None and self.constant("RUNS_ON", sys.platform) == sys.platform
 
     def elsewhere(self) -> str | None:
-        """Return why this platform cannot run the target, or None."""
+        """Return why this machine cannot run the target, whatever is installed, or None."""
         if self.platform in (None, sys.platform):
-            return None
+            absent = self.needs and lacking(self.needs)
+            return f"{self.name} {absent}" if absent else None
         needed = {"darwin": "macOS", "linux": "Linux"}.get(self.platform, self.platform)
         return f"{self.name} exists only on {needed}"
 
@@ -135,7 +161,6 @@ def targets() -> dict[str, Target]:
     found = {}
     for entry in scan(Path(__file__).parent, __name__).values():
         for name, options in entry.constants.get("TARGETS", {}).items():
-            options = {key: options.get(key) for key in ("device", "platform", "precision")}
             found[name] = Target(name, entry, **options)
     return found
 

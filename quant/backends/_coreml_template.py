@@ -128,11 +128,16 @@ def _convert(graph: FloatGraph, package: Path, precision: str) -> None:
 
 
 def _bound_sizes(package: Package, graph: FloatGraph) -> None:
-    """Declare the sizes the inputs may have: torch.export starts them at two and leaves some without an end."""
+    """Declare the sizes the inputs may have: torch.export starts them at two and leaves some without an end.
+
+    The default, which the Neural Engine is said to want, is that of one sample.
+    """
     for value, example in zip(package.model.description.input, graph.examples["forward"], strict=True):
         array = value.type.multiArrayType
+        ranges = array.shapeRange.sizeRanges
+        batch = 1 if ranges and ranges[0].lowerBound != ranges[0].upperBound else example.shape[0]
         del array.shape[:]
-        array.shape.extend(example.shape)
+        array.shape.extend([batch, *example.shape[1:]])
         for bounds in array.shapeRange.sizeRanges:
             if bounds.lowerBound != bounds.upperBound:
                 bounds.lowerBound = 1

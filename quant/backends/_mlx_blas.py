@@ -8,10 +8,12 @@ Either way :data:`NOTE` says which it is.
 
 import _ctypes
 import ctypes
+import functools
 import importlib
 import importlib.util
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +58,17 @@ def set_threads(threads: int) -> bool:
     ``torch.set_num_threads`` will not do: it holds for the thread that calls it, and MLX computes in one of its own.
     All other operators of MLX use one thread on a CPU.
     """
+    setter = _thread_setter()
+    if setter is not None:
+        setter(ctypes.c_int(threads))
+    return setter is not None
+
+
+@functools.cache
+def _thread_setter() -> Callable[[ctypes.c_int], object] | None:
     library = ctypes.CDLL(None)
-    for setter in ("mkl_serv_set_num_threads", "openblas_set_num_threads"):
-        if hasattr(library, setter):
-            getattr(library, setter)(ctypes.c_int(threads))
-            return True
-    return False
+    names = ("mkl_serv_set_num_threads", "openblas_set_num_threads")
+    return next((getattr(library, name) for name in names if hasattr(library, name)), None)
 
 
 def _measure(library: ctypes.CDLL) -> tuple[float, float]:

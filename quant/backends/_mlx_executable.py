@@ -53,8 +53,8 @@ class Executable:
 
     untimed_reason = None
 
-    def __init__(self, folder: Path, threads: int, device: mx.Device) -> None:
-        self.path, self._device = folder, device
+    def __init__(self, folder: Path, threads: int, device: mx.Device, compiled: bool) -> None:
+        self.path, self._device, self._threads = folder, device, threads
         self._on_gpu = device.type == mx.gpu
         document, self._config = read(folder)
         self._has_threads = set_threads(threads)
@@ -66,8 +66,7 @@ class Executable:
             return [output.astype(mx.float32) for output in program(*inputs)]
 
         self._program = program
-        # On a CPU compiling costs more than it saves, and calls the system's C++ compiler.
-        self._run = mx.compile(outputs) if self._on_gpu else outputs
+        self._run = mx.compile(outputs) if compiled else outputs
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Run one batch; outputs are float32.
@@ -76,6 +75,7 @@ class Executable:
             ValueError: not as many arrays as the model has inputs, or one of another shape.
         """
         self._check(inputs)
+        set_threads(self._threads)
         with mx.stream(self._device):
             outputs = self._run(*(mx.array(np.asarray(x)) for x in inputs))
             mx.eval(outputs)
@@ -90,6 +90,7 @@ class Executable:
             ValueError: as a call does.
         """
         self._check(inputs)
+        set_threads(self._threads)
         with mx.stream(self._device):
             first, *others = self._program(*(mx.array(x) if isinstance(x, np.ndarray) else x for x in inputs))
             first = first.astype(mx.float32)

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from quant.backends import _onnx_saturation as saturation
 from quant.backends._onnx_session import open_session
 from quant.graph import FloatGraph, QuantizedModel
 from quant.nodes import LSTM, lstm_parameters, weights_of
@@ -14,28 +15,28 @@ from quant.nodes import LSTM, lstm_parameters, weights_of
 KEY = "quant.operators"
 """Where an artefact's metadata lists the operators of the float graph; see :func:`describe`."""
 
-NATIVE = {
+INTEGER = {
     "ConvInteger",
     "DynamicQuantizeLSTM",
     "DynamicQuantizeMatMul",
-    "GatherBlockQuantized",
-    "MatMulBnb4",
     "MatMulInteger",
     "MatMulIntegerToFloat",
-    "MatMulNBits",
     "QGemm",
     "QLinearConv",
     "QLinearMatMul",
 }
+"""Kernels that multiply activations and weights of 8 bits each."""
+
+NATIVE = INTEGER | {"GatherBlockQuantized", "MatMulBnb4", "MatMulNBits"}
 
 
 def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
     """Return the operators that have weights, for the artefact's metadata.
 
     JSON: ``total``, the multiply-accumulates of the whole graph; ``operators``, of each [parameter,
-    multiply-accumulates, whether the tables quantize it], the last None for a model the runtime quantized itself; and
-    whether the tables quantize activations at run time, in ``dynamic``. The two directions of an LSTM lie in one ONNX
-    weight, which has the name of the first.
+    multiply-accumulates, whether the tables quantize it], the last None for a model the runtime quantized itself;
+    ``dynamic``, whether the tables quantize activations at run time; and ``bits``, the most that a weight has. The two
+    directions of an LSTM lie in one ONNX weight, which has the name of the first.
     """
     forward, operators = graph.graphs["forward"], []
     for node in forward.nodes:
@@ -50,7 +51,8 @@ def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
             operators.append([name, macs, _is_quantized(name, quantized)])
     total = sum(graph.macs("forward", node) for node in forward.nodes)
     dynamic = quantized is not None and any(entry.mode == "dynamic" for entry in quantized.activations.values())
-    return json.dumps({"total": total, "operators": operators, "dynamic": dynamic})
+    bits = 8 if quantized is None else max((weight.format.bits for weight in quantized.weights.values()), default=0)
+    return json.dumps({"total": total, "operators": operators, "dynamic": dynamic, "bits": bits})
 
 
 def measure(artefact: Path) -> dict[str, object]:
@@ -73,7 +75,7 @@ def measure(artefact: Path) -> dict[str, object]:
         elif quantized or (quantized is None and parameter in stored):
             shares["operators_simulated"] += macs
     total = max(facts["total"], 1)
-    return {**{name: count / total for name, count in shares.items()}, "notes": _notes(graph, facts["dynamic"])}
+    return {**{name: count / total for name, count in shares.items()}, "notes": _notes(graph, facts)}
 
 
 def _is_quantized(parameter: str, quantized: QuantizedModel | None) -> bool | None:
@@ -93,7 +95,9 @@ def _weights_of(nodes: list[onnx.NodeProto], parameters: set[str]) -> set[str]:
     return found
 
 
-def _notes(graph: onnx.GraphProto, dynamic: bool) -> list[str]:
+def _notes(graph: onnx.GraphProto, facts: dict[str, object]) -> list[str]:
+    integer = any(node.op_type in INTEGER for node in graph.node)
+    notes = [saturation.NOTE] if integer and facts["bits"] > 7 and saturation.saturates() else []
     levels = [
         attribute.i
         for node in graph.node
@@ -101,6 +105,6 @@ def _notes(graph: onnx.GraphProto, dynamic: bool) -> list[str]:
         for attribute in node.attribute
         if attribute.name == "accuracy_level"
     ]
-    if dynamic or 4 not in levels:
-        return []
-    return ["MatMulNBits at accuracy level 4 also quantizes its activations, to 8 bits in blocks."]
+    if not facts["dynamic"] and 4 in levels:
+        notes.append("MatMulNBits at accuracy level 4 also quantizes its activations, to 8 bits in blocks.")
+    return notes

@@ -70,8 +70,8 @@ def geometry(node: Node, typical: list[int]) -> Geometry:
 
 
 @functools.cache
-def unusable() -> str | None:
-    """Return why this machine's int8 kernels cannot be used, or None, having tried them on the largest codes.
+def unusable(largest: int = _HIGHEST_SIGNED) -> str | None:
+    """Return why this machine's int8 kernels cannot be used, or None, having tried them on the largest weight codes.
 
     Processors without dot-product instructions add pairs of products in 16 bits, which large codes overflow; builds
     without oneDNN multiply in a plain loop.
@@ -79,8 +79,8 @@ def unusable() -> str | None:
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
     try:
-        if not _multiplies_exactly():
-            return "the int8 kernels of this processor overflow on large codes"
+        if not _multiplies_exactly(largest):
+            return f"the int8 kernels of this processor overflow on weight codes of {largest}: int8_reduced has smaller"
         if not _is_useful():
             return "torch has no fast int8 kernels for this processor"
     except (AttributeError, RuntimeError) as error:
@@ -155,9 +155,16 @@ def requantizing_linear(
     source: Affine,
     target: Affine,
     bounds: tuple[float, float],
-    typical: list[int],
+    typical: list[int] | None,
 ) -> Callable[[Tensor], Tensor]:
-    """Return uint8 [..., in] -> uint8 [..., out]; ``typical`` is a shape of the input to pack the weights for."""
+    """Return uint8 [..., in] -> uint8 [..., out].
+
+    ``typical`` is a shape of the input to pack the weights for; None where torch.compile makes code of it, whose
+    Inductor takes no weights that were packed beforehand, and fuses the rounding itself.
+    """
+    if typical is None:
+        product, rounded = static_linear(weight, bias, source, bounds), static_codes(target, None)
+        return lambda values: rounded(product(values))
     rows = math.prod(typical[:-1])
     packed = torch.ops.onednn.qlinear_prepack(weight.codes, [rows, typical[-1]])
     constants = (packed, _per_channel(weight), _zeros(weight), _without_zero_point(weight, bias, source))
@@ -260,10 +267,10 @@ def _clamp(target: Affine | None, bounds: tuple[float, float]) -> tuple[str, lis
     return "hardtanh", [max(bounds[0], limits.min), min(bounds[1], limits.max)]
 
 
-def _multiplies_exactly() -> bool:
+def _multiplies_exactly(largest: int) -> bool:
     size = 64
-    weight = torch.full((size, size), _HIGHEST_SIGNED, dtype=torch.int8)
-    weight[1::2] = -_HIGHEST_SIGNED
+    weight = torch.full((size, size), largest, dtype=torch.int8)
+    weight[1::2] = -largest
     expected = weight.sum(1, dtype=torch.int64)
     for code, dtype in ((255, torch.uint8), (_HIGHEST_SIGNED, torch.int8), (-_HIGHEST_SIGNED, torch.int8)):
         sums = torch._int_mm(torch.full((size, size), code, dtype=dtype), weight.t())

@@ -35,20 +35,35 @@ class Lowered:
     notes: list[str] = field(default_factory=list)
 
 
-def lower(quantized: QuantizedModel, device: str = "cpu", replaced: dict[str, Tensor] | None = None) -> Lowered:
+def lower(
+    quantized: QuantizedModel,
+    device: str = "cpu",
+    replaced: dict[str, Tensor] | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
+    compiled: bool = False,
+) -> Lowered:
     """Return the ``forward`` graph of ``quantized`` as calls on ``device``, with its tables put into effect.
 
-    ``replaced`` holds tensors that take the place of parameters as they are.
+    ``replaced`` holds tensors that take the place of parameters as they are; ``layout`` is that of float kernels;
+    ``compiled`` tells whether torch.compile will make code of the calls.
     """
-    lowering = _Lowering(quantized, device, replaced or {})
+    lowering = _Lowering(quantized, device, replaced or {}, layout, compiled)
     for node in lowering.plan.graph.nodes:
         lowering.add(node)
     return lowering.result
 
 
 class _Lowering:
-    def __init__(self, quantized: QuantizedModel, device: str, replaced: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        quantized: QuantizedModel,
+        device: str,
+        replaced: dict[str, Tensor],
+        layout: torch.memory_format,
+        compiled: bool,
+    ) -> None:
         self.quantized, self.device, self.plan = quantized, device, Plan(quantized, device)
+        self.layout, self.compiled = layout, compiled
         self.dtype = getattr(torch, quantized.scheme.float_dtype)
         self.result = Lowered()
         self.tensors = {name: value.to(device) for name, value in replaced.items()}
@@ -87,12 +102,14 @@ class _Lowering:
         bias = None if bias is None else self._tensor(bias.name)
         typical = self.plan.graph.shapes[node.arguments[0].name]
         if QUANTIZABLE[node.operator].kind == "convolution":
-            return kernels.convolution(weight, bias, kernels.geometry(node, typical), source, target, bounds)
+            kernel = kernels.convolution(weight, bias, kernels.geometry(node, typical), source, target, bounds)
+            # Inductor expects what this kernel writes to lie otherwise in memory than it may (torch 2.13).
+            return torch.compiler.disable(kernel) if self.compiled else kernel
         if source is None:
             return kernels.token_linear(weight, bias, bounds)
         if target is None:
             return kernels.static_linear(weight, bias, source, bounds)
-        return kernels.requantizing_linear(weight, bias, source, target, bounds, typical)
+        return kernels.requantizing_linear(weight, bias, source, target, bounds, None if self.compiled else typical)
 
     def _codes(self, node: Node, position: int) -> Value:
         """Return the codes that an integer node reads, quantizing a float value once per quantizer."""
@@ -147,7 +164,7 @@ class _Lowering:
             original = self.quantized.graph.parameters[parameter]
             value = self.quantized.floats.get(parameter, original) if weight is None else weight.dequantize()
             dtype = self.dtype if value.is_floating_point() else value.dtype
-            self.tensors[parameter] = value.to(self.device, dtype)
+            self.tensors[parameter] = arranged(value.to(self.device, dtype), self.layout)
         return self.tensors[parameter]
 
     def _placement(self, function: object) -> dict[str, str]:
@@ -170,6 +187,11 @@ class _Lowering:
             arguments = _in_dtype(arguments, self.dtype)
             keywords = {key: _in_dtype(value, self.dtype) for key, value in (keywords or {}).items()}
         self.result.calls.append(Call(name, function, arguments, keywords or {}))
+
+
+def arranged(value: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return an image, or the kernel of a convolution of images, with its channels last in memory where asked for."""
+    return value.to(memory_format=layout) if layout == torch.channels_last and value.ndim == 4 else value
 
 
 def _in_dtype(item: object, dtype: torch.dtype) -> object:

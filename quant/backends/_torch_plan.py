@@ -161,7 +161,13 @@ def _refusal(quantized: QuantizedModel, device: str) -> str | None:
         return f"int8 kernels read float32, not {quantized.scheme.float_dtype}"
     if torch.device(device).type != "cpu":
         return f"torch has no int8 kernels on {device}"
-    return kernels.unusable()
+    return kernels.unusable(_largest_code(quantized))
+
+
+def _largest_code(quantized: QuantizedModel) -> int:
+    """Return the largest code that the weights kernels would multiply with may have."""
+    formats = (weight.format for weight in quantized.weights.values() if _is_symmetric_per_channel(weight))
+    return max((int(format.highest) for format in formats if format.bits <= 8), default=0)
 
 
 def _is_symmetric_per_channel(weight: QuantizedTensor) -> bool:

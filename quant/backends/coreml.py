@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from quant.backends._coreml_neural_engine import forecast
 from quant.backends._coreml_package import NAMES, PACKAGE, Package, WeightFile, coremltools, input_name, quiet, shape_of
 from quant.backends._coreml_splice import spliced
 from quant.backends._coreml_template import write_template
 from quant.backends.coreml_evaluator import Evaluator
 from quant.graph import FloatGraph, QuantizedModel
 from quant.reading import readable
+
+__all__ = ["compile", "compile_native", "forecast", "load", "template", "version"]
 
 TARGETS = {
     "coreml": {},

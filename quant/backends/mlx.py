@@ -22,7 +22,7 @@ from quant.backends._mlx_program import Program, function_of
 from quant.graph import FloatGraph, QuantizedModel, shared_quantizers
 from quant.storage import graph_to_json
 
-TARGETS = {"mlx": {}}
+TARGETS = {"mlx": {}, "mlx_cpu": {"device": "cpu", "platform": "darwin"}}
 REQUIRES = {"mlx": "pip install 'mlx[cpu]'"}
 EXECUTES = {
     "float": ["fp32", "fp16", "bf16"],
@@ -40,6 +40,7 @@ NATIVE = {"native": {"int8": "mlx.core.quantize, groups of 64", "int4": "mlx.cor
 DYNAMIC_GRANULARITY = "token"
 WIDTHS = [2, 3, 4, 5, 6, 8]
 GROUP_BITS = {2: 32, 3: 32, 4: 32, 5: 64, 6: 64, 8: 64}
+SETTINGS = {"compiled": (None, True, False)}
 
 
 def version() -> str:
@@ -120,15 +121,17 @@ def compile_native(
     write(folder, graph, config, tensors)
 
 
-def load(folder: Path, threads: int, device: str | None) -> Executable:
-    """Load a model from disk onto ``device``: "cpu", "gpu", or MLX's default.
+def load(folder: Path, threads: int, device: str | None, compiled: bool | None = None) -> Executable:
+    """Load a model from disk onto ``device``: "cpu", "gpu", or MLX's default, which is a GPU where it has one.
 
-    ``threads`` holds for products on a CPU; all else there uses one.
+    ``threads`` holds for products on a CPU; all else there uses one. ``compiled`` tells whether ``mx.compile`` fuses
+    operators: as a rule on a GPU alone, because on a CPU it calls the system's C++ compiler.
 
     Raises:
         ValueError: the folder holds no model.
     """
-    return Executable(folder, threads, mx.default_device() if device is None else mx.Device(getattr(mx, device)))
+    chosen = mx.default_device() if device is None else mx.Device(getattr(mx, device))
+    return Executable(folder, threads, chosen, chosen.type == mx.gpu if compiled is None else compiled)
 
 
 def _check_shapes(program: Program, examples: Sequence[mx.array], channels_last: Collection[str]) -> None:

@@ -9,7 +9,7 @@ simulated.
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnxruntime
 from quant.backends import _onnx_coverage as coverage
 from quant.backends import _onnx_template as templates
 from quant.backends import evidence_of
-from quant.backends._onnx_session import open_session, quiet
+from quant.backends._onnx_session import CPU, Provider, open_session, placement, quiet, session_options
 from quant.backends._onnx_splice import splice
 from quant.graph import FloatGraph, QuantizedModel
 from quant.reading import readable
@@ -38,8 +38,8 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8"],
-    "dynamic": ["int8", "w4a8"],
+    "static": ["int8", "int8_reduced"],
+    "dynamic": ["int8", "int8_reduced", "w4a8"],
 }  # fmt: skip
 REFUSES = {"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU."}
 NATIVE = {
@@ -47,6 +47,14 @@ NATIVE = {
     "native_static": {"int8": "quantize_static"},
     "native_dynamic": {"int8": "quantize_dynamic"},
 }
+SETTINGS = {
+    "optimization": ("all", "extended", "basic"),
+    "arena": (True, False),
+    "memory_pattern": (True, False),
+    "spinning": (True, False),
+}
+NUMBERS = {"int4": ("int4_g64", "int4_g128", "int4_sym", "w4a8")}
+INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "tensor"
 WIDTHS = [2, 4, 8]
 
@@ -86,14 +94,14 @@ def compile_native(
     native.quantize(method, bits, template, folder / templates.MODEL, calibration)
 
 
-def load(folder: Path, threads: int = 1, device: str | None = None) -> "Executable":
-    """Load an artefact into an inference session on ``threads`` threads.
+def load(folder: Path, threads: int = 1, device: str | None = None, **settings: object) -> "Executable":
+    """Load an artefact into an inference session on ``threads`` threads; ``settings`` are some of ``SETTINGS``.
 
     Raises:
         ValueError: the folder holds no model, or a damaged one.
     """
     with readable(f"{folder} holds no readable ONNX model", "compile it again"):
-        return Executable(Path(folder) / templates.MODEL, threads)
+        return Executable(Path(folder) / templates.MODEL, threads, settings)
 
 
 class Executable:
@@ -101,9 +109,15 @@ class Executable:
 
     untimed_reason = None
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        settings: Mapping[str, object] | None = None,
+        providers: Sequence[Provider] = CPU,
+    ) -> None:
         self.path = path
-        self._session = open_session(path, threads)
+        self._session = open_session(path, threads, session_options(**(settings or {})), providers)
         self._inputs = [(entry.name, _NUMPY_TYPES[entry.type]) for entry in self._session.get_inputs()]
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -151,7 +165,8 @@ class Executable:
 
     @functools.cached_property
     def _coverage(self) -> dict[str, object]:
-        return coverage.measure(self.path)
+        found = coverage.measure(self.path)
+        return {**found, "notes": [*found["notes"], *placement(self._session)]}
 
 
 _NUMPY_TYPES = {

@@ -15,7 +15,8 @@ import torch
 from quant.backends import _torch_artifact as artifact
 from quant.backends import _torch_native as torchao
 from quant.backends import evidence_of
-from quant.backends._torch_lowering import Lowered, lower
+from quant.backends._torch_compiling import Compiled
+from quant.backends._torch_lowering import Lowered, arranged, lower
 from quant.backends._torch_program import assemble
 from quant.graph import FloatGraph, QuantizedModel
 from quant.nodes import Graph
@@ -23,7 +24,16 @@ from quant.reading import readable
 from quant.scheme import Scheme
 from quant.storage import load_graph, save_graph
 
-TARGETS = {"torch": {}, "torch_mps": {"device": "mps", "platform": "darwin"}}
+TARGETS = {
+    "torch": {},
+    "torch_compile": {"needs": "compiler", "settings": {"compiled": True}, "opt_in": True},
+    "torch_cuda": {
+        "device": "cuda",
+        "needs": "cuda",
+        "build": ("torch", "lib/*torch_cuda*", "pip install torch, a build with CUDA as pytorch.org lists them"),
+    },
+    "torch_mps": {"device": "mps", "platform": "darwin"},
+}
 REQUIRES = {"torch": "pip install torch"}
 EXECUTES = {
     "float": ["fp32", "fp16", "bf16"],
@@ -33,8 +43,8 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8"],
-    "dynamic": ["int8", "w4a8"],
+    "static": ["int8", "int8_reduced"],
+    "dynamic": ["int8", "int8_reduced", "w4a8"],
 }  # fmt: skip
 REFUSES = {
     "native_static": "torch quantizes static int8 only through torch.compile (PT2E), half a minute or more per shape.",
@@ -44,10 +54,13 @@ NATIVE = {
     "native_dynamic": {"int8": "torchao Int8DynamicActivationInt8WeightConfig"},
 }
 NATIVE_REQUIRES = {"torchao": "pip install torchao"}
+SETTINGS = {"memory_format": ("contiguous", "channels_last"), "compiled": (False, True)}
+INTEGER_KERNELS = True
 DYNAMIC_GRANULARITY = "token"
 WIDTHS = [2, 3, 4, 5, 6, 8]
 
 _FINGERPRINT = "fingerprint.json"
+_MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,8 @@ class Executable:
     evidence: str
     untimed_reason: str | None
     device: str
+    threads: int
+    memory_format: torch.memory_format
     graph: Graph
     dtypes: tuple[torch.dtype, ...]
     function: Callable[..., tuple]
@@ -92,6 +107,7 @@ class Executable:
         return self.report
 
     def _tensors(self, inputs: Sequence[np.ndarray | torch.Tensor]) -> list[torch.Tensor]:
+        _use_threads(self.threads)
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise ValueError(f"the model takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}.")
@@ -101,7 +117,7 @@ class Executable:
             if isinstance(array, np.ndarray):
                 writable = array if array.flags.writeable else array.copy()  # torch warns of memory it may not write
                 array = torch.from_numpy(writable)
-            tensors.append(array.to(self.device, dtype))
+            tensors.append(arranged(array.to(self.device, dtype), self.memory_format))
         return tensors
 
 
@@ -145,18 +161,29 @@ def compile_native(
     torchao.save(quantized, folder)
 
 
-def load(folder: Path, threads: int, device: str | None = None) -> Executable:
-    """Load an artefact and run it with so many threads; how many is one setting of the whole process.
+def load(
+    folder: Path,
+    threads: int,
+    device: str | None = None,
+    compiled: bool = False,
+    memory_format: str = "contiguous",
+) -> Executable:
+    """Load an artefact and run it with so many threads.
+
+    Args:
+        compiled: have torch.compile make code of it at the first call, which takes half a minute and a C++ compiler.
+        memory_format: how images and kernels of convolutions lie in memory, "contiguous" or "channels_last".
 
     Raises:
         ValueError: the artefact is damaged.
     """
-    torch.set_num_threads(threads)
+    _use_threads(threads)
     folder, device = Path(folder), device or "cpu"
     quantized, native = artifact.read(folder)
     replaced = torchao.load(folder) if native else {}
+    layout = _MEMORY_FORMATS[memory_format]
     with readable(f"{folder} holds no torch artefact that can run", "compile the model again"):
-        lowered = lower(quantized, device, replaced)
+        lowered = lower(quantized, device, replaced, layout, compiled)
     by_torchao = {edge[1] for name in replaced for edge in quantized.graph.consumers(name)}
     on_integers = native in torchao.RUNS_ON_INTEGERS and device == "cpu"
     (lowered.native if on_integers else lowered.simulated).update(by_torchao)
@@ -164,16 +191,28 @@ def load(folder: Path, threads: int, device: str | None = None) -> Executable:
     float_dtype = getattr(torch, quantized.scheme.float_dtype)
     examples = quantized.graph.examples["forward"]
     report = _coverage(quantized, lowered, native)
+    function = assemble(graph.inputs, lowered.calls, graph.outputs)
+    if compiled:
+        function = Compiled(function, graph)
+        report["notes"].append("torch.compile makes its code at the first call in every process.")
     return Executable(
         path=folder,
         evidence=evidence_of(report),
         untimed_reason=None,
         device=device,
+        threads=threads,
+        memory_format=layout,
         graph=graph,
         dtypes=tuple(float_dtype if example.is_floating_point() else example.dtype for example in examples),
-        function=assemble(graph.inputs, lowered.calls, graph.outputs),
+        function=function,
         report=report,
     )
+
+
+def _use_threads(threads: int) -> None:
+    """Set how many threads torch computes with, which is one number for the whole process."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _check_shape(array: np.ndarray | torch.Tensor, name: str, expected: list[int | str]) -> None:

@@ -5,8 +5,12 @@ Nothing is guessed: what the operating system does not tell is left out. The mem
 
 import argparse
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from quant.hardware import FEATURES, Accelerator, Cache, Machine, Memory, Processor
+
+if TYPE_CHECKING:
+    from quant.hardware.strategy import Suited
 
 HELP = "what this machine is, and what follows for quantized models on it"
 
@@ -28,7 +32,31 @@ def run(options: argparse.Namespace) -> int:
     print("\nWhat follows for quantized models:")
     for sentence in (*strategy.consequences(machine), strategy.tokens_per_second(measured)):
         print(f"- {sentence}")
+    print("\nWhat suits each target here, by the facts alone:")
+    for line in targets_here(machine):
+        print(f"- {line}")
     return 0
+
+
+def targets_here(machine: Machine) -> Iterator[str]:
+    """Yield a line for each target that runs on this machine, then one for each that does not."""
+    from quant.backends import targets
+    from quant.hardware import strategy
+
+    here = [name for name, found in targets().items() if found.runs_here]
+    suited = {name: strategy.suited(name, machine) for name in targets()}
+    for name in here:
+        if suited[name]:
+            yield f"{name}: {_suited(suited[name])}."
+    for name, found in targets().items():
+        if name not in here:
+            elsewhere = f"; there {_suited(suited[name])}" if suited[name] else ""
+            yield f"{found.elsewhere() or f'{name} only evaluates its models here'}{elsewhere}."
+
+
+def _suited(suited: "Suited") -> str:
+    words = ", ".join(f"{word} ({family})" for family, listed in suited.words.items() for word in listed)
+    return f"{words}; {suited.why}"
 
 
 def facts(machine: Machine) -> Iterator[tuple[str, str]]:

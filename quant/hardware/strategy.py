@@ -1,4 +1,4 @@
-"""What follows from a machine for quantized models on it, in sentences.
+"""What follows from a machine for quantized models on it, in sentences, and which words suit which target there.
 
 Instruction sets: Intel's and Arm's manuals (VPDPBUSD adds four u8 x s8 products in 32 bits, VPMADDUBSW two in 16 bits
 that saturate; SDOT and SMMLA take s8 x s8). Neural Engine and W8A8: the guide of coremltools ("accelerated on NE for
@@ -6,19 +6,16 @@ A17 Pro/M4 chips"). CUDA: the compute capabilities that brought int8, bf16, fp8 
 """
 
 import re
+from dataclasses import dataclass
 
 from quant.hardware._parts import Accelerator, Machine, Processor
 from quant.hardware.bandwidth import Bandwidth
+from quant.hardware.saturation import saturates
 
 _STORED_BITS = {"int4": 5, "int8": 9, "fp32": 32}
 """Bits per weight, with a scale and a zero point of 16 bits each for every group of 32."""
 _FIRST_INT8_NEURAL_ENGINE = 4
 _INT8, _BF16, _FP8, _FP4 = (7, 5), (8, 0), (8, 9), (10, 0)
-
-
-def saturates(processor: Processor) -> bool:
-    """Return whether kernels for u8 activations and s8 weights add products in 16 bits, where two may be too much."""
-    return processor.has("avx2") and not processor.has("avx512vnni", "avxvnni", "amxint8")
 
 
 def consequences(machine: Machine) -> list[str]:
@@ -34,6 +31,19 @@ def consequences(machine: Machine) -> list[str]:
     return sentences
 
 
+@dataclass(frozen=True)
+class Suited:
+    """What is worth trying on a target: family of methods -> words for bits, the most promising first; and why."""
+
+    words: dict[str, tuple[str, ...]]
+    why: str
+
+
+def suited(target: str, machine: Machine) -> Suited | None:
+    """Return what suits a target by the facts of the machine, None where nothing is known of it beforehand."""
+    return _SUITED[target](machine.processor) if target in _SUITED else None
+
+
 def tokens_per_second(bandwidth: Bandwidth) -> str:
     """Return what the bandwidth bounds: a language model reads every weight for every token that it writes."""
     limits = (f"{8 * bandwidth.all_threads / (1e9 * bits):.3g} at {word}" for word, bits in _STORED_BITS.items())
@@ -41,6 +51,61 @@ def tokens_per_second(bandwidth: Bandwidth) -> str:
         "A language model reads every weight for every token, so for each billion of its parameters memory allows "
         f"about {', '.join(limits)} tokens per second: where little else is computed, fewer bits are more speed."
     )
+
+
+def _on_processor(processor: Processor) -> Suited:
+    blocks = {"weight_only": ("int4", "int8")}
+    if saturates(processor):
+        reduced = {"static": ("int8_reduced",), "dynamic": ("int8_reduced",)}
+        return Suited(reduced | blocks, "u8 x s8 products saturate without VNNI, and do not with weights of 7 bits")
+    if not processor.has("avx512vnni", "avxvnni", "amxint8", "asimddp", "i8mm"):
+        return Suited(blocks, "no int8 dot products are known here, so fewer bits save memory alone")
+    both = {"static": ("int8",), "dynamic": ("int8",)}
+    signs = "s8 x s8" if processor.has("asimddp", "i8mm") else "u8 x s8"
+    return Suited(both | blocks, f"{signs} products with weights symmetric per channel have instructions")
+
+
+def _on_mlx(processor: Processor) -> Suited:
+    words = {"weight_only": ("int4", "int8")}
+    if processor.apple:
+        return Suited(words, "Metal has kernels for affine groups of weights, and none for int8 activations")
+    return Suited(words, "its kernels for packed weights are those of GPUs; a CPU computes dequantized")
+
+
+def _on_torch_gpu(processor: Processor) -> Suited:
+    return Suited({"float": ("fp16", "bf16")}, "torch has no kernels for these tables on a GPU, but for half precision")
+
+
+def _on_cuda_blocks(processor: Processor) -> Suited:
+    return Suited({"weight_only": ("int4", "int8")}, "ONNX Runtime multiplies packed weights of 4 and 8 bits on CUDA")
+
+
+def _on_float_alone(processor: Processor) -> Suited:
+    return Suited({"float": ("fp16",)}, "ONNX Runtime's Core ML provider takes float operators alone")
+
+
+def _on_neural_engine(processor: Processor) -> Suited:
+    words, palettes = {"weight_only": ("lut4", "lut6", "int8")}, "palettes of 4 and 6 bits and int8 weights per channel"
+    if processor.apple and not _computes_in_int8(processor):
+        return Suited(words, f"{palettes} load faster; it computes in fp16")
+    since = "" if processor.apple else f" from the M{_FIRST_INT8_NEURAL_ENGINE} on"
+    whole = f"symmetric W8A8 with weights per channel computes in int8{since}, while no operator between stays float"
+    return Suited({"static": ("int8",)} | words, f"{whole}; {palettes} load faster")
+
+
+def _on_core_ml(processor: Processor) -> Suited:
+    return Suited({"weight_only": ("int4", "int8", "lut4")}, "Core ML reads blocks and palettes, and computes in float")
+
+
+_SUITED = {
+    **dict.fromkeys(("torch", "torch_compile", "onnxruntime", "openvino"), _on_processor),
+    **dict.fromkeys(("torch_mps", "torch_cuda"), _on_torch_gpu),
+    **dict.fromkeys(("mlx", "mlx_cpu"), _on_mlx),
+    **dict.fromkeys(("coreml", "coreml_cpu", "coreml_gpu"), _on_core_ml),
+    "coreml_ane": _on_neural_engine,
+    "onnxruntime_cuda": _on_cuda_blocks,
+    "onnxruntime_apple": _on_float_alone,
+}
 
 
 def _int8(processor: Processor) -> str:
@@ -55,7 +120,7 @@ def _int8(processor: Processor) -> str:
     if saturates(processor):
         return (
             "int8 without VNNI: u8 x s8 kernels add two products in 16 bits and saturate. Keep weights to 7 bits "
-            "(codes of -64 to 64; `reduce_range` in ONNX Runtime's quantizers) or expect less accuracy; the gain over "
+            "(`int8_reduced`; `reduce_range` in ONNX Runtime's quantizers) or expect less accuracy; the gain over "
             "float is below what VNNI gives."
         )
     if processor.has("i8mm"):
@@ -118,7 +183,12 @@ def _accelerator(accelerator: Accelerator, processor: Processor) -> str:
 
 
 def _neural_engine(processor: Processor) -> str:
-    generation = re.search(r"\bM(\d+)", processor.name)
-    integer = bool(generation) and int(generation[1]) >= _FIRST_INT8_NEURAL_ENGINE
-    w8a8 = "symmetric W8A8 computes in int8" if integer else "W8A8 computes in fp16 and gains nothing over int8 weights"
+    gains_nothing = "W8A8 computes in fp16 and gains nothing over int8 weights"
+    whole = "symmetric W8A8 computes in int8, with weights per channel and while no operator between stays float"
+    w8a8 = whole if _computes_in_int8(processor) else gains_nothing
     return f"Neural Engine (Core ML): palettes of 4 and 6 bits and int8 weights per channel load faster; {w8a8}."
+
+
+def _computes_in_int8(processor: Processor) -> bool:
+    generation = re.search(r"\bM(\d+)", processor.name)
+    return bool(generation) and int(generation[1]) >= _FIRST_INT8_NEURAL_ENGINE

@@ -11,7 +11,7 @@ from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel
 from quant.methods.rtn import round_weights
 from quant.scheme import Scheme
 
-METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8", "w4a8"), "core": ("int8",)}}
+METHODS = {"dynamic": {"family": "dynamic", "bits": ("int8", "int8_reduced", "w4a8"), "core": ("int8",)}}
 
 
 def quantize(graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = ()) -> QuantizedModel:

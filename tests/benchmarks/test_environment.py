@@ -5,6 +5,7 @@ import os
 import sys
 
 from benchmarks import environment
+from benchmarks.matrix import Case
 from quant import hardware
 
 INTEL = {"brand_raw": "Xeon", "flags": ["sse", "avx2", "avx512_vnni", "amx_int8"], "hz_actual_friendly": "2.1 GHz"}
@@ -21,6 +22,27 @@ def test_describe_names_what_times_depend_on(monkeypatch):
     assert described["affinity"] == 4
     assert described["versions"]["torch"] == importlib.metadata.version("torch")
     assert described["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_a_cap_on_instructions_is_part_of_the_environment(monkeypatch):
+    assert "isa_caps" not in environment.describe(threads=1)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert environment.describe(threads=1)["isa_caps"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def test_saturation_is_warned_of_where_codes_of_eight_bits_are_multiplied(monkeypatch):
+    old = hardware.Processor("Old", "x86_64", ("avx2",))
+    monkeypatch.setattr(hardware, "processor", lambda: old)
+
+    def warned(*names):
+        return environment.saturation_warning(Case(*name.split("-")) for name in names)
+
+    assert "no VNNI" in warned("digits-rtn-int4-torch", "digits-static-int8-onnxruntime")
+    assert "no VNNI" in warned("minilm-native_dynamic-int8-onnxruntime")
+    assert warned("digits-static-int8_reduced-onnxruntime", "digits-rtn-int8-torch", "digits-static-int8-mlx") is None
+    assert warned() is None
+    monkeypatch.setattr(hardware, "processor", lambda: hardware.Processor("New", "x86_64", ("avx2", "avx512vnni")))
+    assert warned("digits-static-int8-onnxruntime") is None
 
 
 def test_the_chip_has_the_name_that_pytest_benchmark_gives_it():

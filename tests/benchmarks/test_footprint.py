@@ -55,6 +55,20 @@ class FakeRuntime:
         return executable
 
 
+class _Target:
+    """The one target of a runtime."""
+
+    def __init__(self, runtime):
+        self._runtime = runtime
+
+    def load(self):
+        return self._runtime
+
+    def open(self, folder, threads, settings):
+        assert settings == {}
+        return self._runtime.load(folder, threads, None)
+
+
 @pytest.fixture
 def request_for(tmp_path):
     def make(samples=50, batch=8):
@@ -65,7 +79,7 @@ def request_for(tmp_path):
 
 
 def serve_here(monkeypatch, runtime, request):
-    monkeypatch.setattr(footprint, "target", lambda name: SimpleNamespace(load=lambda: runtime, device=None))
+    monkeypatch.setattr(footprint, "target", lambda name: _Target(runtime))
     channel = io.StringIO()
     footprint.serve(io.StringIO(json.dumps(asdict(request)) + "\n"), channel)
     (line,) = channel.getvalue().splitlines()

@@ -18,7 +18,7 @@ RUNTIMES = ("torch", "onnxruntime", "onnx", "onnx_ir", "mlx", "coremltools", "to
 WORDS = (*INTEGER_WORDS, *FLOAT_WORDS, *CODEBOOK_FORMATS, *PALETTE_WORDS, W4A8)
 CASES, UNSUPPORTED = matrix()
 ASKED_FOR = {name for name, entry in models().items() if entry.constants.get("OPT_IN")}
-OFFERED = [case for case in CASES if case.model not in ASKED_FOR]
+OFFERED = [case for case in CASES if case.model not in ASKED_FOR and not case.target.opt_in]
 CONVOLUTIONAL = {name for name, entry in models().items() if entry.constants["FAMILY"] == "convolutional"}
 PEERS = ("hqq", "nncf", "openvino", "neural_compressor", "auto_round", "transformers")
 

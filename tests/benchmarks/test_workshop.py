@@ -7,9 +7,10 @@ import torch
 
 from benchmarks import workshop as module
 from benchmarks.answers import Answers
+from benchmarks.ingredients import training_of
 from benchmarks.matrix import Case
 from benchmarks.measurement import Measurement
-from benchmarks.workshop import Settings, Workshop
+from benchmarks.workshop import Settings, Workshop, calibration_batches
 from fixtures.cache import Cache, CacheWarning
 from fixtures.model import Metric
 from quant import training
@@ -185,13 +186,13 @@ def test_a_killed_training_goes_on_where_it_was(folder, monkeypatch):
 
 
 def test_a_model_without_training_data_learns_from_float_on_its_calibration(workshop):
-    calibration = workshop.calibration("digits").first(32)
-    found = module._training(replace(workshop.model("digits"), training=None), calibration)
+    calibration = calibration_batches(workshop.calibration("digits").first(32))
+    found = training_of(replace(workshop.model("digits"), training=None), calibration)
     assert found.loss is None
     assert found.recipe.distance == "kl"
     assert len(found.loader.tensors[0]) == 28
     unlike = replace(workshop.model("digits"), training=None, logits=False)
-    assert module._training(unlike, calibration).recipe.distance == "mse"
+    assert training_of(unlike, calibration).recipe.distance == "mse"
 
 
 def test_a_damaged_table_is_built_again_with_the_same_numbers(folder):
@@ -494,6 +495,7 @@ def test_a_long_step_says_what_it_does(folder):
         "quantizing",
         "exporting",
         "compiling",
+        "starting",
         "evaluating",
         "evaluating",
     ]

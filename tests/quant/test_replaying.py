@@ -97,6 +97,7 @@ def test_other_calibration_data_or_none_is_refused(graph, calibration, written):
 
 def test_another_version_is_told_and_whether_the_tables_differ(graph, calibration, written):
     here = replaying.environment()
+    assert "ONEDNN" not in here["isa"]
     path = written(environment={**here, "torch": "1.0", "isa": "NEON"})
     with pytest.warns(RecipeWarning, match=r"torch 1\.0, here .*; isa NEON, here .*; the tables are the same\."):
         replay(graph, path, calibration)

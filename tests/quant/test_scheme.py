@@ -28,7 +28,7 @@ def test_suffixes_change_what_they_name():
     assert parse("int4_tensor").convolution.granularity == "tensor"
 
 
-@pytest.mark.parametrize("bits", [8, 6, 5, 4, 3, 2])
+@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
 def test_code_ranges(bits):
     assert (NumberFormat(bits, False, "tensor").lowest, NumberFormat(bits, False, "tensor").highest) == (0, 2**bits - 1)
     symmetric = NumberFormat(bits, True, "tensor")
@@ -101,9 +101,9 @@ def test_float_words():
         ("e4m3_x", "weight_only", "unknown suffix 'x'"),
         ("lut4_g16", "weight_only", "look-up tables take no suffix"),
         ("nf4", "static", "use int8"),
-        ("lut4", "dynamic", "use int8 or w4a8"),
+        ("lut4", "dynamic", "use int8, int8_reduced or w4a8"),
         ("w4a8", "weight_only", "use int4"),
-        ("w4a8_g64", "dynamic", "use int8 or w4a8"),
+        ("w4a8_g64", "dynamic", "use int8, int8_reduced or w4a8"),
     ],
 )
 def test_a_bad_name_is_answered_with_the_nearest_good_ones(word, family, sentence):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from reports.machines import RUNTIME, differences, environment_of
+from reports.machines import RUNTIME, differences, environment_of, instructions
 from reports.runs import Run
 
 THERE = {"cpu": "M2", "threads": 1, "isa": ["i8mm"], "versions": {"torch": "2.8", "mlx": "0.3"}}
@@ -27,6 +27,18 @@ def test_ratios_do_not_depend_on_the_name_of_the_processor():
     here = {**THERE, "cpu": "M3"}
     assert differences(here, THERE) == ["cpu: M3, was M2"]
     assert differences(here, THERE, RUNTIME) == []
+
+
+def test_a_cap_on_instructions_and_settings_decide_ratios_too(make_record):
+    capped = {**THERE, "isa_caps": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    assert differences(capped, THERE, RUNTIME) == ["isa_caps: ONEDNN_MAX_CPU_ISA AVX2, was None"]
+    assert instructions(capped) == "i8mm ONEDNN_MAX_CPU_ISA=AVX2"
+    assert instructions({}) == ""
+    run = Run(Path("run.json"), [], machine={"quant": THERE})
+    tuned = environment_of(run, make_record(settings={"case": {"threads": 2}, "float": {}}))
+    (difference,) = differences(tuned, environment_of(run, make_record()), RUNTIME)
+    assert difference.startswith("settings: ")
+    assert "'threads': 2" in difference
 
 
 def test_a_case_of_a_merged_run_keeps_its_own_machine(make_record):

@@ -103,7 +103,7 @@ def test_the_constants_are_read_without_importing():
     assert target("torch_mps").platform == "darwin"
     assert target("torch").missing() is None
     assert target("torch").constant("DYNAMIC_GRANULARITY") == "token"
-    assert target("torch").constant("EXECUTES")["static"] == ["int8"]
+    assert target("torch").constant("EXECUTES")["static"] == ["int8", "int8_reduced"]
     assert backend.version() == f"torch {torch.__version__}"
 
 
@@ -181,7 +181,7 @@ def test_dynamic_int8_agrees_with_simulate_for_any_length(attention, build):
 
 @pytest.mark.parametrize("method", ["static", "dynamic"])
 def test_without_kernels_it_is_simulated_and_says_why(attention, build, monkeypatch, method):
-    monkeypatch.setattr(kernels, "unusable", lambda: "this processor is too old")
+    monkeypatch.setattr(kernels, "unusable", lambda largest: "this processor is too old")
     quantized = quant.quantize(attention, method, "int8", [TOKENS])
     executable = build(quantized)
     assert error(run(executable, TOKENS), reference(quantized, TOKENS)) <= 1e-5

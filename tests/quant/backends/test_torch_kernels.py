@@ -196,6 +196,16 @@ def test_overflowing_kernels_are_found_out(monkeypatch):
     assert "overflow" in kernels.unusable.__wrapped__()
 
 
+def test_codes_of_seven_bits_do_not_overflow_where_those_of_eight_do(monkeypatch):
+    def in_sixteen_bits(left, right):
+        pairs = left.int().unflatten(1, (-1, 2)).unsqueeze(-1) * right.int().unflatten(0, (-1, 2))
+        return pairs.sum(2).clamp(-(2**15), 2**15 - 1).sum(1, dtype=torch.int32)
+
+    monkeypatch.setattr(torch, "_int_mm", in_sixteen_bits)
+    assert "int8_reduced" in kernels.unusable.__wrapped__()
+    assert kernels._multiplies_exactly(63)
+
+
 def test_refusing_kernels_are_reported_in_one_line(monkeypatch):
     def refuse(left, right):
         raise RuntimeError("not implemented\nsecond line")

@@ -35,6 +35,8 @@ def test_the_command_prints_facts_and_what_follows(capsys, monkeypatch):
         "bandwidth     10.0 GB/s",
         "What follows",
         "- A language",
+        "What suits each target here",
+        "- torch: ",
     ):
         assert f"\n{line}" in f"\n{printed}"
 

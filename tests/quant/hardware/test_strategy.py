@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from quant.backends import target, targets
 from quant.hardware import Accelerator, Machine, Memory, _apple, _linux, strategy
 from quant.hardware.bandwidth import Bandwidth
 from tests.quant.hardware import machines
@@ -63,6 +64,49 @@ def test_the_neural_engine_computes_in_int8_from_the_fourth_generation():
     engine = Accelerator("neural engine", "Neural Engine")
     assert "W8A8 computes in fp16" in said(_apple.processor(machines.M3), engine)
     assert "W8A8 computes in int8" in said(_apple.processor(machines.M4), engine)
+
+
+@pytest.mark.parametrize("name", targets())
+def test_something_suits_every_target_and_is_what_it_executes(linux, name):
+    for processor in (linux(machines.SKYLAKE), linux(machines.ZEN_4), linux(""), _apple.processor(machines.M4)):
+        found = strategy.suited(name, Machine(processor, Memory(), ()))
+        offered = target(name).constant("EXECUTES")
+        if found is None:
+            pytest.skip(f"nothing is known of {name} beforehand")
+        assert found.words
+        assert found.why
+        for family, words in found.words.items():
+            assert set(words) <= set(offered.get(family, ())), (name, family)
+
+
+def test_of_a_target_that_was_added_nothing_is_known_beforehand(linux):
+    assert strategy.suited("mine", Machine(linux(""), Memory(), ())) is None
+
+
+def test_words_follow_from_the_instructions(linux):
+    def words(text, name="onnxruntime"):
+        return strategy.suited(name, Machine(linux(text), Memory(), ())).words
+
+    assert words(machines.SKYLAKE)["static"] == ("int8_reduced",)
+    assert words(machines.ZEN_4)["static"] == ("int8",)
+    assert words(machines.GRAVITON_2)["dynamic"] == ("int8",)
+    assert "static" not in words(machines.x86("Old", "sse sse2", 1))
+
+
+def test_the_neural_engine_is_given_palettes_and_integers_where_it_has_them():
+    def words(text):
+        return strategy.suited("coreml_ane", Machine(_apple.processor(text), Memory(), ())).words
+
+    assert "static" not in words(machines.M3)
+    assert words(machines.M4)["static"] == ("int8",)
+    assert words(machines.M3)["weight_only"][:2] == ("lut4", "lut6")
+
+
+def test_what_suits_a_neural_engine_is_told_elsewhere_too_with_the_chips_it_holds_for(linux):
+    found = strategy.suited("coreml_ane", Machine(linux(machines.ZEN_4), Memory(), ()))
+    assert found.words["static"] == ("int8",)
+    assert "symmetric W8A8 with weights per channel computes in int8 from the M4 on" in found.why
+    assert "palettes of 4 and 6 bits" in found.why
 
 
 def test_a_mac_has_one_memory_and_a_gpu_that_likes_groups():
