@@ -20,7 +20,6 @@ class Editor:
         self.graph = model.graph
         self._model = model
         self._made: dict[str, ir.Value] = {}
-        model.graph.opset_imports[MICROSOFT] = 1
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """Return the initializer ``name`` that holds ``array``."""
@@ -58,6 +57,8 @@ class Editor:
         **attributes: object,
     ) -> Sequence[ir.Value]:
         """Return the outputs of a new node, called ``names``."""
+        if domain:
+            self.graph.opset_imports[domain] = 1
         outputs = [ir.Value(name=name) for name in names]
         node = ir.node(operator, inputs, attributes, domain=domain, outputs=outputs, name=f"{names[0]}/{operator}")
         self.graph.append(node)

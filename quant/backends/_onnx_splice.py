@@ -31,6 +31,10 @@ def splice(quantized: QuantizedModel, template: Template) -> None:
 
 
 class Splicer:
+    """Splices tables in the forms that ONNX Runtime has kernels for."""
+
+    runtime = "ONNX Runtime"
+
     def __init__(self, quantized: QuantizedModel, template: Template) -> None:
         self.quantized, self.template = quantized, template
         self.editor = Editor(template.model)
@@ -47,13 +51,12 @@ class Splicer:
             if others:
                 self._quantize_activation(quantizer, others, f"activation_{index}")
         for name, quantizers in self.recurrent.items():
-            node = self.quantized.graph.graphs[_GRAPH].by_name[name]
-            recurrent.lower_dynamic(self.editor, self.quantized, node, self.template.nodes.get(name, []), quantizers)
+            self._lower_recurrent(name, quantizers)
         for name, tensor in self.quantized.weights.items():
             self._replace_weight(name, tensor)
         if self.grouped:
             raise ValueError(
-                f"ONNX Runtime has no kernel that quantizes the input of {next(iter(self.grouped))[1]!r} in groups."
+                f"{self.runtime} has no kernel that quantizes the input of {next(iter(self.grouped))[1]!r} in groups."
             )
         self.editor.finish()
         for name in (*self.quantized.weights, *self.quantized.floats):
@@ -81,11 +84,12 @@ class Splicer:
         if quantizer.input_scale is not None:
             scale = self.editor.constant(f"{name}/input_scale", quantizer.input_scale.numpy())
             source = self.editor.add("Mul", [value, scale], name=f"{name}/scaled")
+            source.shape = value.shape
         if quantizer.mode == "static":
             source = self._quantize(quantizer, source, name)
             self.static |= dict.fromkeys(edges, quantizer)
-        elif quantizer.mode == "dynamic" and quantizer.format.granularity == "group":
-            self.grouped |= dict.fromkeys(edges, quantizer)  # the kernel of the weight quantizes it
+        elif quantizer.mode == "dynamic" and self._is_left_to_the_kernel(quantizer):
+            self.grouped |= dict.fromkeys(edges, quantizer)
         elif quantizer.mode == "dynamic":
             source = self._quantize_at_run_time(quantizer, source, name)
             self.dynamic |= set(edges)
@@ -95,7 +99,7 @@ class Splicer:
 
     def _quantize(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
         if quantizer.format.bits != 8 or quantizer.format.granularity != "tensor":
-            raise ValueError(f"ONNX Runtime has no static {quantizer.format} activations: use int8 per tensor.")
+            raise ValueError(f"{self.runtime} has no static {quantizer.format} activations: use int8 per tensor.")
         dtype = np.int8 if quantizer.format.symmetric else np.uint8
         zero_point = 0 if quantizer.zero_point is None else quantizer.zero_point.item()
         scale_and_zero_point = [
@@ -105,10 +109,14 @@ class Splicer:
         codes = self.editor.add("QuantizeLinear", [value, *scale_and_zero_point], name=f"{name}/codes")
         return self.editor.add("DequantizeLinear", [codes, *scale_and_zero_point], name=f"{name}/real")
 
+    def _is_left_to_the_kernel(self, quantizer: ActivationQuantizer) -> bool:
+        """Whether the kernel of the weight quantizes its input, in groups."""
+        return quantizer.format.granularity == "group"
+
     def _quantize_at_run_time(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
         format = quantizer.format
         if format.bits != 8 or format.symmetric or format.granularity != "tensor":
-            raise ValueError(f"ONNX Runtime has no dynamic {format} activations: use int8 asymmetric per tensor.")
+            raise ValueError(f"{self.runtime} has no dynamic {format} activations: use int8 asymmetric per tensor.")
         names = [f"{name}/{part}" for part in ("codes", "scale", "zero_point")]
         parts = self.editor.add_many("DynamicQuantizeLinear", [value], names)
         return self.editor.add("DequantizeLinear", parts, name=f"{name}/real")
@@ -122,7 +130,11 @@ class Splicer:
             if edge[1] in self.recurrent:
                 continue  # its kernel has the weight already
             if not self._lower(name, tensor, edge):
-                self._feed(edge, parameter, weights.dequantized(self.editor, name, tensor))
+                self._feed(edge, parameter, self._real_weight(name, tensor))
+
+    def _real_weight(self, name: str, tensor: QuantizedTensor) -> ir.Value:
+        """Return the weight as float32, for consumers without a kernel for its codes."""
+        return weights.dequantized(self.editor, name, tensor)
 
     def _lower(self, name: str, tensor: QuantizedTensor, edge: Edge) -> bool:
         """Give one consumer of a weight a kernel for it; False, and no change, if there is none."""
@@ -150,13 +162,24 @@ class Splicer:
         consumer = next((node for node in nodes if node.op_type in _INTEGER_CONSUMERS), None)
         if consumer is None or not weights.is_per_channel(tensor):
             return False
-        if consumer.op_type == "Conv" and not _is_quantized_next(consumer.outputs[0]):
-            return False  # the integer convolution writes integers: this one runs in float, with constant weights
+        if not self._has_integer_kernel(consumer):
+            return False
         transposed = consumer.op_type == "MatMul"
         consumer.replace_input_with(1, weights.dequantize_linear(self.editor, name, tensor, transposed))
         if not transposed and len(consumer.inputs) > 2:
             self._quantize_bias(edge, consumer, weights.channel_scale(tensor) * quantizer.scale.item())
         return True
+
+    def _has_integer_kernel(self, consumer: ir.Node) -> bool:
+        """Whether an operator with a quantized input runs on integers; if not, it runs in float, its weight constant.
+
+        The integer convolution writes integers, so that they must be what follows.
+        """
+        return consumer.op_type != "Conv" or _is_quantized_next(consumer.outputs[0])
+
+    def _lower_recurrent(self, name: str, quantizers: dict[str, ActivationQuantizer]) -> None:
+        node = self.quantized.graph.graphs[_GRAPH].by_name[name]
+        recurrent.lower_dynamic(self.editor, self.quantized, node, self.template.nodes.get(name, []), quantizers)
 
     def _quantize_bias(self, edge: Edge, consumer: ir.Node, scale: np.ndarray) -> None:
         """Store the bias in the steps of the products it is added to, without which no integer kernel takes it."""

@@ -168,6 +168,11 @@ def dequantize_linear(editor: Editor, name: str, tensor: QuantizedTensor, transp
     return editor.add("DequantizeLinear", inputs, name=f"{name}/real{suffix}", axis=int(transposed))
 
 
+def integers(editor: Editor, name: str, codes: np.ndarray, bits: int) -> ir.Value:
+    """Return the constant ``name`` that holds int8 or uint8 ``codes``, two to a byte if they have so few ``bits``."""
+    return editor.constant(name, codes) if container(bits) == 8 else editor.four_bit_constant(name, codes)
+
+
 def dequantized(editor: Editor, name: str, tensor: QuantizedTensor) -> ir.Value:
     """Return the weight computed from its codes by plain arithmetic, whatever its blocks are."""
     shape, counts = tensor.codes.shape, tensor.scale.shape
@@ -216,7 +221,8 @@ def _elements(editor: Editor, name: str, tensor: QuantizedTensor, spare: Sequenc
     """Return codes padded by ``spare``, or the entries they stand for, as float32."""
     if _suits_normal_float_kernel(tensor):
         return _looked_up_in_pairs(editor, name, tensor)
-    codes = _stored_codes(editor, name, tensor, np.pad(tensor.codes.numpy(), spare))
+    padded = np.pad(tensor.codes.numpy(), spare)
+    codes = integers(editor, f"{name}/padded_codes", padded, tensor.format.bits)
     return editor.cast(codes) if tensor.codebook is None else _looked_up(editor, name, tensor, codes)
 
 
@@ -259,12 +265,6 @@ def _stored_scale(editor: Editor, name: str, tensor: QuantizedTensor, shape: Seq
         return scale
     shared = editor.constant(f"{name}/shared_scale", parts["shared_scale"].numpy())
     return editor.add("Mul", [scale, shared], name=f"{name}/true_scale")
-
-
-def _stored_codes(editor: Editor, name: str, tensor: QuantizedTensor, codes: np.ndarray) -> ir.Value:
-    if container(tensor.format.bits) == 8:
-        return editor.constant(f"{name}/padded_codes", codes)
-    return editor.four_bit_constant(f"{name}/padded_codes", codes)
 
 
 def _reshape(editor: Editor, name: str, value: ir.Value, shape: Sequence[int]) -> ir.Value:

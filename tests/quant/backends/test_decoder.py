@@ -12,7 +12,7 @@ from quant.methods import quantize
 from quant.registry import missing
 from quant.tracing import capture
 
-BACKENDS = ("torch", "onnxruntime", "mlx", "coreml")
+BACKENDS = ("torch", "onnxruntime", "mlx", "coreml", "openvino")
 VOCABULARY, WIDTH, HEADS, CONTEXT = 64, 64, 2, 16
 
 
