@@ -10,14 +10,16 @@ import quant
 from quant.exporting import formats
 from quant.exporting.shipping import SAMPLE, VALIDATION
 
-GENERAL = ("onnxruntime", "coreml", "mlx", "pt2", "pt2e")
+GENERAL = ("onnx", "onnxruntime", "openvino", "coreml", "mlx", "pt2", "pt2e")
 LANGUAGE = ("gguf", "mlx_lm")
 CASES = [
     *((format, "rtn", bits) for format in GENERAL for bits in ("int8", "int4")),
     *((format, "static", "int8") for format in GENERAL),
-    *((format, "palette", "lut4") for format in ("coreml", "mlx", "pt2")),
+    *((format, "palette", "lut4") for format in ("onnx", "coreml", "mlx", "pt2")),
     *((format, "rtn", bits) for format in ("mlx", "pt2") for bits in ("int3", "nvfp4", "nf4", "e4m3")),
     ("onnxruntime", "rtn", "nf4"),
+    ("onnx", "rtn", "int3"),
+    ("openvino", "rtn", "nf4"),
     ("mlx", "dynamic", "int8"),
     ("pt2", "float", "fp32"),
 ]
