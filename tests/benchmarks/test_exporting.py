@@ -84,6 +84,11 @@ def test_a_format_asked_for_that_cannot_hold_the_case_is_bad_input(exported, tmp
     assert (tmp_path / "out" / "digits-rtn-int4" / "pt2" / "model.pt2").is_file()
 
 
+def test_where_nothing_was_written_there_is_no_table(exported):
+    status, said = exported("digits-rtn-int4", "--format=gguf")
+    assert (status, said.out) == (4, "")
+
+
 def test_an_unknown_format_is_refused_before_anything_is_made(exported, tmp_path):
     status, said = exported("digits-rtn-int4", "--format=pt3")
     assert (status, said.err.count("\n")) == (4, 1)
