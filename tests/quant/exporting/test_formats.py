@@ -47,6 +47,22 @@ def test_an_export_computes_what_its_tables_mean_and_holds_their_codes(tables, i
     assert found["codes"] == {"weights": weights, "identical": weights, "different": []}
 
 
+def test_litert_computes_in_integers_and_keeps_their_codes(tables, images, tmp_path):
+    needs("litert")
+    quantized = tables("static", "int8")
+    found = validation_of(quant.export(quantized, "litert", tmp_path, [images.numpy()]))
+    assert found["verdict"] == "pass"
+    # The last layer writes floats, for which there is no integer kernel; its few codes become floats.
+    assert found["codes"]["identical"] == len(quantized.weights) - 1
+    assert found["bytes"] < 2 * quantized.graph.parameter_count
+
+
+def test_litert_refuses_weights_of_which_it_would_keep_no_code(tables, images, tmp_path):
+    needs("litert")
+    with pytest.raises(ValueError, match="as floats: use a static method"):
+        quant.export(tables("rtn", "int4"), "litert", tmp_path, [images.numpy()])
+
+
 @pytest.mark.parametrize("bits", ["int8_sym", "int4_sym", "int4"])
 @pytest.mark.parametrize("format", LANGUAGE)
 def test_language_models_keep_their_codes(llama_graph, tmp_path, format, bits):
@@ -82,7 +98,7 @@ def test_tables_that_a_format_cannot_hold_are_refused_by_name(llama_graph, tmp_p
         quant.export(quant.quantize(llama_graph, "rtn", bits), format, tmp_path)
 
 
-@pytest.mark.parametrize("format", ["gguf", "mlx_lm", "pt2e"])
+@pytest.mark.parametrize("format", ["gguf", "litert", "mlx_lm", "pt2e"])
 def test_activations_quantized_at_run_time_are_refused(llama_graph, tmp_path, format):
     needs(format)
     with pytest.raises(ValueError, match="activations"):
