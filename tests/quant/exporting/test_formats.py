@@ -54,7 +54,7 @@ def test_litert_computes_in_integers_and_keeps_their_codes(tables, images, tmp_p
     assert found["verdict"] == "pass"
     # The last layer writes floats, for which there is no integer kernel; its few codes become floats.
     assert found["codes"]["identical"] == len(quantized.weights) - 1
-    assert found["bytes"] < 2 * quantized.graph.parameter_count
+    assert found["bytes"] < 0.6 * 4 * quantized.graph.parameter_count
 
 
 def test_litert_refuses_weights_of_which_it_would_keep_no_code(tables, images, tmp_path):
