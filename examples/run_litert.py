@@ -20,7 +20,8 @@ inputs = [sample[name] for name in sample.files if name.startswith("input_")]
 
 interpreter = Interpreter(str(folder / "litert" / "model.tflite"))
 interpreter.allocate_tensors()
-for entry, value in zip(interpreter.get_input_details(), inputs, strict=True):
+entries = sorted(interpreter.get_input_details(), key=lambda entry: entry["name"])
+for entry, value in zip(entries, inputs, strict=True):
     scale, zero_point = entry["quantization"]
     if scale:  # the model takes integers
         value = np.clip(np.rint(value / scale) + zero_point, -128, 127)

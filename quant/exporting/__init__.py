@@ -9,8 +9,8 @@ read without importing it:
     REQUIRES   importable module -> command that installs it: what writing and checking need besides the backend
     RUNS_ON    the one platform on which its runtime runs; elsewhere it is read by an evaluator of ours
     READ_BY    what reads it where no runtime of its own does, so that memory means nothing; else left out
-    ENVIRONMENT  ``folder`` in the working directory and ``packages`` of an environment of its own, in which it is
-               written and checked, where these packages do not go together with others
+    ENVIRONMENT  {"folder": in the working directory, "packages": what pip installs there}: where it is written and
+               checked, if its packages do not go together with others; else left out
 
 and holds the functions of :class:`Writer`. Nothing heavy is imported at its top: the fresh process that checks an
 artefact imports the module too, and holds no more than the runtime needs.

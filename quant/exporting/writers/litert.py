@@ -89,12 +89,12 @@ def _convert(quantized, rounded: Collection[str], artifact: Path) -> set[str]:
     def module(name: str, weight) -> torch.nn.Module:
         return RoundedWeight(weight) if name in rounded else ByteWeight(name, weight)
 
-    with TemporaryDirectory() as name:
-        folder = Path(name)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
         torch.export.save(exported(quantized, module, quantizer), folder / "program.pt2")
         codes = {name: shifted(weight.codes, weight.format) for name, weight in quantized.weights.items()}
         np.savez(folder / "codes.npz", **{name: value.to(torch.int8).numpy() for name, value in codes.items()})
-        command = [str(format_named("litert").python), "-m", "quant.exporting.litert_conversion", name]
+        command = [str(format_named("litert").python), "-m", "quant.exporting.litert_conversion", place]
         done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
             said = [line.strip() for line in done.stderr.splitlines() if "Error" in line]
