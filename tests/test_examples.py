@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,18 @@ ABSENT = ("Core ML runs models on macOS only", "is not installed: pip install")
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """A small decoder in every format that is installed."""
+    """A small model in every format that is installed: a decoder where the format takes one."""
     torch.manual_seed(0)
     module = Decoder(vocabulary=64, context=16, layers=1, width=64, heads=2).eval()
     graph = quant.capture(module, (torch.randint(0, 64, (2, 12)),), ({0: "batch", 1: "sequence"},))
-    quantized = quant.quantize(graph, "rtn", "int4")
+    usual, rows = quant.quantize(graph, "rtn", "int4"), torch.randn(8, 32)
+    layers = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)).eval()
+    integers = quant.quantize(quant.capture(layers, (rows,)), "static", "int8", [(rows,)])
+    tables = {"litert": integers}  # which keeps the codes of static methods
 
     def exported(name):
         folder = tmp_path_factory.mktemp(name)
-        quant.export(quantized, name, folder)
+        quant.export(tables.get(name, usual), name, folder)
         return folder
 
     return exported
@@ -43,7 +45,7 @@ def test_an_example_prints_what_is_expected(exports, name):
     if formats()[name].missing():
         pytest.skip(formats()[name].missing())
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, EXAMPLES / f"run_{name}.py", exports(name)]
+    command = [formats()[name].python, EXAMPLES / f"run_{name}.py", exports(name)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=EXAMPLES)
     if done.returncode and any(sentence in done.stderr for sentence in ABSENT):
         assert done.stderr.count("\n") == 1

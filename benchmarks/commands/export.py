@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
     lines.done()
     refused = [result for result in results if result.validation is None]
     if options.format and refused:
-        print(table([result for result in results if result.validation]))
+        if len(refused) < len(results):
+            print(table([result for result in results if result.validation]))
         raise CommandError("\n".join(f"{result.case} to {result.format}: {result.reason}" for result in refused))
     print(table(results))
     return int(any(result.rejected for result in results))

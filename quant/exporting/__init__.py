@@ -9,6 +9,8 @@ read without importing it:
     REQUIRES   importable module -> command that installs it: what writing and checking need besides the backend
     RUNS_ON    the one platform on which its runtime runs; elsewhere it is read by an evaluator of ours
     READ_BY    what reads it where no runtime of its own does, so that memory means nothing; else left out
+    ENVIRONMENT  {"folder": in the working directory, "packages": what pip installs there}: where it is written and
+               checked, if its packages do not go together with others; else left out
 
 and holds the functions of :class:`Writer`. Nothing heavy is imported at its top: the fresh process that checks an
 artefact imports the module too, and holds no more than the runtime needs.
@@ -105,8 +107,18 @@ class Format:
         elsewhere = self.entry.constants.get("RUNS_ON", sys.platform) != sys.platform
         return "evaluated" if elsewhere or "READ_BY" in self.entry.constants else "measured"
 
+    @property
+    def python(self) -> Path:
+        """The interpreter that checks the format."""
+        environment = self.entry.constants.get("ENVIRONMENT")
+        return Path.cwd() / environment["folder"] / "bin" / "python" if environment else Path(sys.executable)
+
     def missing(self) -> str | None:
         """Return the commands that install what is missing to write and check the format, or None."""
+        environment = self.entry.constants.get("ENVIRONMENT")
+        if environment and not self.python.exists():
+            folder, packages = environment["folder"], environment["packages"]
+            return f"python -m venv {folder} && {folder}/bin/pip install {packages}"
         packages = dict(self.entry.constants.get("REQUIRES", {}))
         if self.backend:
             from quant.backends import target

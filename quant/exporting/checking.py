@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,8 +51,8 @@ def check(expected: Expected, format: Format, artifact: Path) -> Found:
             "layouts": {name: asdict(layout) for name, layout in expected.layouts.items()},
         }
         (folder / "request.json").write_text(json.dumps(request))
-        command = [sys.executable, "-m", "quant.exporting.child", str(folder)]
-        done = subprocess.run(command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        command = [str(format.python), "-m", "quant.exporting.child", str(folder)]
+        done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             failure = said[-1] if said else f"it ended with status {done.returncode}"
@@ -63,7 +62,8 @@ def check(expected: Expected, format: Format, artifact: Path) -> Found:
     return Found(outputs, evidence=format.evidence, **answer)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the variables of a process that has this package, and one thread."""
     root = str(Path(quant.__file__).parents[1])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": paths}

@@ -72,7 +72,7 @@ def test_a_case_is_exported_with_its_metric_on_held_out_samples(exported, tmp_pa
 def test_without_a_format_all_that_suit_are_written_and_the_others_told(exported, tmp_path):
     status, said = exported("digits-rtn-int4", "--samples=5")
     assert status == 0
-    here = {name for name, format in formats().items() if not format.missing()} - {"gguf", "mlx_lm"}
+    here = {name for name, format in formats().items() if not format.missing()} - {"gguf", "litert", "mlx_lm"}
     assert {path.name for path in (tmp_path / "out" / "digits-rtn-int4").iterdir()} == here
     assert "digits-rtn-int4 to gguf: this format holds Llama-like decoders only" in said.out
 
@@ -82,6 +82,11 @@ def test_a_format_asked_for_that_cannot_hold_the_case_is_bad_input(exported, tmp
     assert status == 4
     assert said.err.startswith("digits-rtn-int4 to gguf: this format holds Llama-like decoders only")
     assert (tmp_path / "out" / "digits-rtn-int4" / "pt2" / "model.pt2").is_file()
+
+
+def test_where_nothing_was_written_there_is_no_table(exported):
+    status, said = exported("digits-rtn-int4", "--format=gguf")
+    assert (status, said.out) == (4, "")
 
 
 def test_an_unknown_format_is_refused_before_anything_is_made(exported, tmp_path):

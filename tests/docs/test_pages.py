@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-COPIED = ("benchmarks", "fixtures", "quant", "reports", "conftest.py", "pyproject.toml")
+COPIED = ("benchmarks", "examples", "fixtures", "quant", "reports", "conftest.py", "pyproject.toml")
 _BLOCK = re.compile(r"^```(?P<kind>\w+)(?P<platform> macos)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# (?P<path>\S+\.py)\n")
 _LINK = re.compile(r"\]\((?P<target>[^)#]+)")

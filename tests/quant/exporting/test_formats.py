@@ -10,14 +10,16 @@ import quant
 from quant.exporting import formats
 from quant.exporting.shipping import SAMPLE, VALIDATION
 
-GENERAL = ("onnxruntime", "coreml", "mlx", "pt2", "pt2e")
+GENERAL = ("onnx", "onnxruntime", "openvino", "coreml", "mlx", "pt2", "pt2e")
 LANGUAGE = ("gguf", "mlx_lm")
 CASES = [
     *((format, "rtn", bits) for format in GENERAL for bits in ("int8", "int4")),
     *((format, "static", "int8") for format in GENERAL),
-    *((format, "palette", "lut4") for format in ("coreml", "mlx", "pt2")),
+    *((format, "palette", "lut4") for format in ("onnx", "coreml", "mlx", "pt2")),
     *((format, "rtn", bits) for format in ("mlx", "pt2") for bits in ("int3", "nvfp4", "nf4", "e4m3")),
     ("onnxruntime", "rtn", "nf4"),
+    ("onnx", "rtn", "int3"),
+    ("openvino", "rtn", "nf4"),
     ("mlx", "dynamic", "int8"),
     ("pt2", "float", "fp32"),
 ]
@@ -43,6 +45,22 @@ def test_an_export_computes_what_its_tables_mean_and_holds_their_codes(tables, i
     assert found["parity"]["samples"] == len(images)
     weights = len(quantized.weights)
     assert found["codes"] == {"weights": weights, "identical": weights, "different": []}
+
+
+def test_litert_computes_in_integers_and_keeps_their_codes(tables, images, tmp_path):
+    needs("litert")
+    quantized = tables("static", "int8")
+    found = validation_of(quant.export(quantized, "litert", tmp_path, [images.numpy()]))
+    assert found["verdict"] == "pass"
+    # The last layer writes floats, for which there is no integer kernel; its few codes become floats.
+    assert found["codes"]["identical"] == len(quantized.weights) - 1
+    assert found["bytes"] < 0.6 * 4 * quantized.graph.parameter_count
+
+
+def test_litert_refuses_weights_of_which_it_would_keep_no_code(tables, images, tmp_path):
+    needs("litert")
+    with pytest.raises(ValueError, match="as floats: use a static method"):
+        quant.export(tables("rtn", "int4"), "litert", tmp_path, [images.numpy()])
 
 
 @pytest.mark.parametrize("bits", ["int8_sym", "int4_sym", "int4"])
@@ -80,7 +98,7 @@ def test_tables_that_a_format_cannot_hold_are_refused_by_name(llama_graph, tmp_p
         quant.export(quant.quantize(llama_graph, "rtn", bits), format, tmp_path)
 
 
-@pytest.mark.parametrize("format", ["gguf", "mlx_lm", "pt2e"])
+@pytest.mark.parametrize("format", ["gguf", "litert", "mlx_lm", "pt2e"])
 def test_activations_quantized_at_run_time_are_refused(llama_graph, tmp_path, format):
     needs(format)
     with pytest.raises(ValueError, match="activations"):

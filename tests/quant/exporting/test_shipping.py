@@ -156,7 +156,7 @@ def test_a_check_that_takes_too_long_stops_at_what_it_has(expected, tmp_path, mo
 
 
 def test_unknown_formats_are_refused_with_the_nearest(tables, tmp_path):
-    with pytest.raises(ValueError, match="did you mean onnxruntime"):
+    with pytest.raises(ValueError, match="did you mean onnx"):
         quant.export(tables("rtn", "int4"), "onnxrt", tmp_path)
 
 
