@@ -36,6 +36,7 @@ REFUSES = {
     "static": "ONNX Runtime has no integer kernels for activations on CUDA, and would compute on the CPU.",
     "dynamic": "ONNX Runtime has no integer kernels for activations on CUDA, and would compute on the CPU.",
 }
+WIDTHS = [4, 8]
 NATIVE = {"native": {"int8": "MatMulNBitsQuantizer", "int4": "MatMulNBitsQuantizer"}}
 
 # TensorFloat-32 would round what float computes with to 10 bits, and the error of a case is measured against float.

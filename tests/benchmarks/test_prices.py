@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from benchmarks.prices import Price, by_price, price
 from benchmarks.timing import PairedTimes
 from fixtures.cache import Cache
 from fixtures.model import Samples
+from quant import hardware
 
 SAMPLES = Samples((np.zeros((2, 3), np.float32),), None, np.arange(2))
 
@@ -91,7 +93,8 @@ def attempts(monkeypatch):
 
     attempts = SimpleNamespace(made=made, busy=False)
     monkeypatch.setattr(timing, "compare", compare)
-    monkeypatch.setattr(prices.hardware, "processor", lambda: SimpleNamespace(name="a chip"))
+    chip = replace(hardware.processor(), name="a chip")
+    monkeypatch.setattr(prices.hardware, "processor", lambda: chip)
     return attempts
 
 

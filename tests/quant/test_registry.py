@@ -135,8 +135,8 @@ def test_target_constants(name):
 def test_unknown_methods_and_targets_name_the_nearest():
     with pytest.raises(ValueError, match=r"unknown method 'statik': did you mean static"):
         method("statik")
-    with pytest.raises(ValueError, match=r"unknown backend 'onnxruntme': did you mean onnxruntime\?"):
-        target("onnxruntme")
+    with pytest.raises(ValueError, match=r"unknown backend 'opnvino': did you mean openvino\?"):
+        target("opnvino")
 
 
 @pytest.mark.parametrize(("here", "refused"), [("linux", True), ("darwin", False), ("win32", True)])
