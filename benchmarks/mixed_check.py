@@ -9,7 +9,6 @@ model alone, to see whether the errors that were foreseen rank weights as the re
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,21 +47,14 @@ def main() -> None:
     workshop = Workshop(Cache(Path.cwd() / DEFAULT_CACHE), Settings(evaluation_samples=options.samples), lines.progress)
     for model in options.models:
         for backend in options.backend:
-            rows, rank = _checked(Mixer(workshop, model, target(backend)), workshop)
+            rows, count, correlation = _checked(Mixer(workshop, model, target(backend)), workshop)
             lines.done()
             print(f"{model} on {backend}\n{tabulate(rows, COLUMNS, floatfmt='.4g')}")
-            print(f"foreseen and realised errors of {rank.count} weights alone: Spearman {rank.correlation:.2f}\n")
+            print(f"foreseen and realised errors of {count} weights alone: Spearman {correlation:.2f}\n")
 
 
-class _Rank:
-    """How errors of single weights, foreseen from calibration data, rank those realised on other samples."""
-
-    def __init__(self, foreseen: Sequence[float], realised: Sequence[float]) -> None:
-        self.count = len(foreseen)
-        self.correlation = float(spearmanr(foreseen, realised).statistic)
-
-
-def _checked(mixer: Mixer, workshop: Workshop) -> tuple[list[list[object]], _Rank]:
+def _checked(mixer: Mixer, workshop: Workshop) -> tuple[list[list[object]], int, float]:
+    """Return the table's rows, how many weights there are, and the correlation of their errors."""
     samples = workshop.evaluation(mixer.model)
     rows = []
 
@@ -79,7 +71,7 @@ def _checked(mixer: Mixer, workshop: Workshop) -> tuple[list[list[object]], _Ran
     judged(f"greedy, {BUDGET:g} bits", mixer.within_bits(BUDGET, greedy))
     choice = mixer.within_bits(BUDGET)
     artifact = judged(f"mixed, {BUDGET:g} bits", choice)
-    return rows, _ranked(mixer, choice, artifact.tables.quantized, samples)
+    return rows, len(choice.chosen), _correlation(mixer, choice, artifact.tables.quantized, samples)
 
 
 def _error_and_metric(workshop: Workshop, artifact: Artifact, samples: Samples) -> tuple[float, str]:
@@ -94,8 +86,8 @@ def _error_and_metric(workshop: Workshop, artifact: Artifact, samples: Samples) 
     return judging.fidelity(outcomes)["error"], metric
 
 
-def _ranked(mixer: Mixer, choice: Choice, quantized: QuantizedModel, samples: Samples) -> _Rank:
-    """Compare what was foreseen of each weight with what it does alone, as it was rounded, to samples never seen."""
+def _correlation(mixer: Mixer, choice: Choice, quantized: QuantizedModel, samples: Samples) -> float:
+    """Return how what was foreseen of weights ranks them as what each does alone, as rounded, to samples never seen."""
     known = mixer.sensitivity.among(mixer.offer.weights, mixer.offer.words)
     foreseen = known[range(len(choice.chosen)), choice.chosen]
     inputs = as_tensors(samples.first(ALONE).inputs)
@@ -109,7 +101,7 @@ def _ranked(mixer: Mixer, choice: Choice, quantized: QuantizedModel, samples: Sa
                 floats={key: value for key, value in quantized.floats.items() if key == name},
             )
             realised.append(judging.relative_error(simulate(alone)(*inputs)[0].numpy(), expected.numpy()))
-    return _Rank(foreseen, realised)
+    return float(spearmanr(foreseen, realised).statistic)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Everything goes through the cache, under a key that names all it was made from: 
 versions, the machine's instruction set, and the source of every module of ours that took part.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,7 @@ from fixtures.cache import Cache, Entry, digest_of, source_digest
 from fixtures.model import DataOptions, Model, Reference, Samples
 from fixtures.own_files import OwnEntry
 from quant.backends import Executable
-from quant.graph import FloatGraph, QuantizedModel, simulate
+from quant.graph import FloatGraph, QuantizedModel, simulate, simulate_perturbed
 from quant.methods import quantize
 from quant.replaying import environment
 from quant.storage import load, load_graph, save, save_graph
@@ -293,9 +292,7 @@ class Workshop:
     def simulated(self, artifact: Artifact, samples: Samples, perturbed: bool = False) -> np.ndarray:
         """Return what the artefact's tables mean on ``samples``, run in the same batches as the artefact.
 
-        ``perturbed`` changes every parameter by about one rounding of float32. Where activations are quantized, a value
-        near the border of two codes then falls to the other side: the distance to the unperturbed outputs is what two
-        correct implementations may differ by.
+        ``perturbed`` asks for :func:`quant.graph.simulate_perturbed`: how far two correct implementations may differ.
         """
         tables = artifact.tables
         key = {"tables": tables.entry.digest, "data": samples.digest, "batch": self.settings.batch}
@@ -303,10 +300,7 @@ class Workshop:
 
         def build(folder: Path) -> None:
             self._progress("simulating")
-            module = simulate(tables.quantized)
-            if perturbed:
-                module = copy.deepcopy(module)  # its float parameters are the graph's own, which every case shares
-                _perturb(module)
+            module = (simulate_perturbed if perturbed else simulate)(tables.quantized)
             np.save(folder / "outputs.npy", self._run_torch(module, samples))
 
         return np.load(self.cache.entry("simulated", key, build).path / "outputs.npy")
@@ -435,13 +429,6 @@ class Workshop:
 
 class _Truncated(Exception):
     """An evaluation reached its time cap; what it has is used, and not cached."""
-
-
-@torch.no_grad()
-def _perturb(module: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
 
 
 def calibration_batches(calibration: Samples) -> list[tuple[np.ndarray, ...]]:

@@ -5,6 +5,7 @@ A :class:`FloatGraph` is a model as plain data: calls of ATen operators, by name
 fill the tables and know no runtime; backends read them and know no method; :func:`simulate` is what they mean.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,8 @@ from quant.tensor import QuantizedTensor, block_extremes, expand, scale_and_zero
 Edge = tuple[str, str, int | str]
 """One argument of one node of one graph: (graph, node, position), or a name where an operator has inner inputs, as the
 ``x`` and ``h`` of an LSTM."""
+
+_ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,20 @@ def simulate(quantized: QuantizedModel, graph: str = "forward") -> fx.GraphModul
     source = quantized.graph.graphs[graph]
     edges = {edge[1:]: quantizer for quantizer, shared in shared_quantizers(quantized, graph) for edge in shared}
     return build_module(source, quantized.real_parameters(), edges)
+
+
+def simulate_perturbed(quantized: QuantizedModel) -> fx.GraphModule:
+    """Return the simulation of ``forward`` with every float parameter changed by about one rounding of float32.
+
+    Where activations are quantized, a value near the border of two codes then falls to the other side: the distance of
+    its outputs to the simulation's is what two correct implementations may differ by.
+    """
+    module = copy.deepcopy(simulate(quantized))  # its float parameters are the graph's own
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1 + _ROUNDING * torch.randn(parameter.shape, generator=generator))
+    return module
 
 
 def shared_quantizers(

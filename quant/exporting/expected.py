@@ -1,6 +1,5 @@
 """What an artefact must compute: the simulation of its tables on samples, run once for all formats."""
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -8,14 +7,12 @@ import numpy as np
 import torch
 
 from quant.exporting import Layout
-from quant.graph import QuantizedModel, simulate
+from quant.graph import QuantizedModel, simulate, simulate_perturbed
 
 Scores = Callable[[np.ndarray], np.ndarray]
 """From outputs [n, ...] to a score of each class [n, ..., classes]."""
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, object]]
 """From the simulation's outputs and an artefact's on the first n samples to a metric of both, in plain JSON types."""
-
-_ROUNDING = 1e-7
 
 
 class Expected:
@@ -55,19 +52,11 @@ class Expected:
 
     @cached_property
     def perturbed(self) -> np.ndarray | None:
-        """The same with every float parameter changed by about one rounding of float32.
+        """The same of :func:`quant.graph.simulate_perturbed`: so much may two correct implementations differ.
 
-        Where activations are quantized, a value near the border of two codes then falls to the other side: by so much
-        may two correct implementations differ. None where they are not.
+        None where activations are not quantized.
         """
-        if not self.quantized.activations:
-            return None
-        module = copy.deepcopy(simulate(self.quantized))  # its float parameters are the graph's own
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.mul_(1 + _ROUNDING * torch.randn(parameter.shape, generator=generator))
-        return self._run(module)
+        return self._run(simulate_perturbed(self.quantized)) if self.quantized.activations else None
 
     def _run(self, module: torch.nn.Module) -> np.ndarray:
         batches = zip(*(torch.from_numpy(values).split(1) for values in self.samples), strict=True)

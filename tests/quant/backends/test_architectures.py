@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quant.backends import target
 from quant.graph import simulate
 from quant.methods import quantize
-from quant.registry import missing
 from quant.tracing import capture
 
 BACKENDS = ("torch", "onnxruntime", "mlx", "coreml", "openvino")
@@ -138,15 +136,9 @@ def net(request):
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def backend(request, net, tmp_path_factory):
+def backend(request, net, with_template):
     """A runtime with its template of the net, made once."""
-    where = target(request.param)
-    lacking = missing(where.constant("REQUIRES", {}))
-    if lacking:
-        pytest.skip(lacking)
-    folder = tmp_path_factory.mktemp(request.param)
-    where.load().template(net[0], folder, "float32")
-    return where, folder
+    return with_template(request.param, net[0])
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quant.backends import target
 from quant.graph import simulate
 from quant.methods import quantize
-from quant.registry import missing
 from quant.tracing import capture
 
 BACKENDS = ("torch", "onnxruntime", "mlx", "coreml", "openvino")
@@ -63,21 +61,15 @@ def data():
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def backend(request, graph, tmp_path_factory):
+def backend(request, graph, with_template):
     """A runtime with its template of the graph, made once."""
-    where = target(request.param)
-    lacking = missing(where.constant("REQUIRES", {}))
-    if lacking:
-        pytest.skip(lacking)
-    folder = tmp_path_factory.mktemp(request.param)
-    where.load().template(graph, folder, "float32")
-    return where.load(), folder
+    return with_template(request.param, graph)
 
 
 def compiled(backend, quantized, folder):
-    runtime, template = backend
-    runtime.compile(quantized, template, folder)
-    return runtime.load(folder, 1, None)
+    where, template = backend
+    where.load().compile(quantized, template, folder)
+    return where.open(folder, 1)
 
 
 @pytest.mark.parametrize(

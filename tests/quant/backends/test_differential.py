@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quant.backends import target
 from quant.graph import simulate
 from quant.methods import quantize
-from quant.registry import missing
 from quant.scheme import parse
 from quant.tracing import capture
 
@@ -105,15 +103,9 @@ def net(request):
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def backend(request, net, tmp_path_factory):
+def backend(request, net, with_template):
     """A backend with its template of the net."""
-    where = target(request.param)
-    lacking = missing(where.constant("REQUIRES", {}))
-    if lacking:
-        pytest.skip(lacking)
-    folder = tmp_path_factory.mktemp(request.param)
-    where.load().template(net[1], folder, "float32")
-    return where, folder
+    return with_template(request.param, net[1])
 
 
 @pytest.mark.parametrize("method", WORDS)

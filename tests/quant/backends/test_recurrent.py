@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from quant.backends import target
 from quant.graph import ActivationQuantizer, QuantizedModel, simulate
 from quant.methods import quantize
-from quant.registry import missing
 from quant.tracing import capture
 
 BACKENDS = ("torch", "onnxruntime", "mlx", "coreml", "openvino")
@@ -48,15 +47,9 @@ def data():
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def backend(request, graph, tmp_path_factory):
+def backend(request, graph, with_template):
     """A runtime with its template of the graph, made once."""
-    where = target(request.param)
-    lacking = missing(where.constant("REQUIRES", {}))
-    if lacking:
-        pytest.skip(lacking)
-    folder = tmp_path_factory.mktemp(request.param)
-    where.load().template(graph, folder, "float32")
-    return where, folder
+    return with_template(request.param, graph)
 
 
 def compiled(backend, quantized, folder):
