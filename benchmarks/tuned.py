@@ -14,6 +14,7 @@ from filelock import FileLock
 from benchmarks import environment
 from benchmarks.matrix import Case
 from fixtures.cache import digest_of
+from quant.reading import readable
 
 FOLDER = "tuning"
 _VARYING = ("threads", "python")
@@ -89,11 +90,9 @@ def read(cache: Path) -> Tuning:
     path = file_of(cache)
     if not path.exists():
         return Tuning()
-    try:
+    with readable(f"{path} is damaged", "delete it and tune again"):
         entries = json.loads(path.read_text())["entries"]
         return Tuning(tuple(Entry(**{**entry, "ci95": tuple(entry["ci95"])}) for entry in entries))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}): delete it and tune again.") from None
 
 
 def keep(cache: Path, entry: Entry) -> Path:

@@ -108,8 +108,7 @@ def _expected(options: argparse.Namespace) -> "Expected":
 def _samples(path: Path) -> "Sequence":
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            return [saved[name] for name in saved.files]
-    except (OSError, ValueError, AttributeError, EOFError) as error:
-        raise ValueError(f"{path} is no .npz file of arrays: write it with numpy.savez.") from error
+    from quant.reading import readable
+
+    with readable(f"{path} is no .npz file of arrays", "write it with numpy.savez"), np.load(path) as saved:
+        return [saved[name] for name in saved.files]
