@@ -7,7 +7,7 @@ from collections.abc import Iterable, MutableMapping
 
 from benchmarks.matrix import Case
 from quant import hardware
-from quant.hardware import saturation
+from quant.hardware import pages, saturation
 
 PACKAGES = ("torch", "numpy", "onnxruntime", "onnx", "mlx", "coremltools", "torchao")
 _VARYING = ("hz_actual", "hz_actual_friendly", "hz_advertised", "hz_advertised_friendly", "flags")
@@ -20,12 +20,13 @@ def pin_threads(threads: int, variables: MutableMapping[str, str] = os.environ) 
 
 
 def describe(threads: int) -> dict[str, object]:
-    """Return threads, affinity, instruction sets with what caps them, and library versions, in plain JSON types."""
+    """Return threads, affinity, instruction sets with what caps them, pages and libraries, in plain JSON types."""
     processor, caps = hardware.processor(), saturation.caps()
     return {
         "cpu": processor.name,
         "isa": list(processor.features),
         **({"isa_caps": caps} if caps else {}),
+        **({"huge_pages": True} if pages.in_use() else {}),
         "threads": threads,
         "affinity": processor.allowed,
         "system": f"{platform.system()} {platform.machine()}",

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.load import Load, Watch
+from quant.hardware import pages
 from reports.record import pack_outcomes
 from reports.statistics import SpeedRatio, speed_ratio
 
@@ -39,7 +40,8 @@ TOLERATED_NULL = 0.015
 """How far from one the whole interval of float against float may lie.
 
 Where a model's memory happens to lie makes two handles of it differ: by 0.3 to 0.5 % (one standard deviation) and at
-most 1.1 % over 17 processes with digits. So much says nothing of the machine, and means nothing beside a ratio.
+most 1.1 % over 17 processes with digits. So much says nothing of the machine, and means nothing beside a ratio. Weights
+of hundreds of MB in small pages differ by more: ``quant.hardware.pages``.
 """
 
 DISABLED = "timing is disabled in this run"
@@ -164,7 +166,9 @@ def refusal(times: PairedTimes) -> str | None:
     if times.load.too_high:
         return TOO_BUSY
     low, high, _ = times.null.interval
-    return NOT_EQUAL if low > 1 + TOLERATED_NULL or high < 1 / (1 + TOLERATED_NULL) else None
+    if low <= 1 + TOLERATED_NULL and high >= 1 / (1 + TOLERATED_NULL):
+        return None
+    return f"{NOT_EQUAL}, or with {pages.ASK}" if pages.in_use() is False else NOT_EQUAL
 
 
 def speed(times: PairedTimes) -> dict[str, object]:

@@ -7,7 +7,7 @@ from reports.runs import Run
 
 Environment = dict[str, Any]
 
-RUNTIME = ("isa", "isa_caps", "threads", "versions", "settings")
+RUNTIME = ("isa", "isa_caps", "huge_pages", "threads", "versions", "settings")
 """What decides a ratio of two times that were measured together; absolute times depend on all of an environment."""
 
 

@@ -10,7 +10,7 @@ from reports.requirements import Requirements
 from reports.runs import Run, read_run
 from reports.storage import is_complete, saves
 
-_SAME = ("cpu", "isa", "isa_caps", "threads", "system")
+_SAME = ("cpu", "isa", "isa_caps", "huge_pages", "threads", "system")
 """What of an environment makes times those of the same machine; versions of libraries may differ."""
 
 

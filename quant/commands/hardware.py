@@ -94,7 +94,8 @@ def _cache(cache: Cache) -> str:
 def _memory(memory: Memory) -> str:
     available = f", {_bytes(memory.available)} available" if memory.available else ""
     limit = f", limited to {_bytes(memory.limit)}" if memory.limit else ""
-    return f"{_bytes(memory.total)}{available}{limit}"
+    pages = ", in huge pages" if memory.huge_pages else ""
+    return f"{_bytes(memory.total)}{available}{limit}{pages}"
 
 
 def _accelerator(accelerator: Accelerator) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from quant.hardware import pages
 from quant.hardware._parts import Cache, Cores, Memory, Processor, known_features
 
 _CPUS = Path("sys/devices/system/cpu")
@@ -67,7 +68,12 @@ def memory(root: Path) -> Memory:
         if (text := _read(folder / name).strip()).isdigit()
     ]
     limit = min(limits, default=_NO_LIMIT)
-    return Memory(sizes.get("MemTotal"), sizes.get("MemAvailable"), limit if limit < _NO_LIMIT else None)
+    return Memory(
+        sizes.get("MemTotal"),
+        sizes.get("MemAvailable"),
+        limit if limit < _NO_LIMIT else None,
+        pages.in_use(root),
+    )
 
 
 def _read(path: Path) -> str:

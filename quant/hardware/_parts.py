@@ -83,11 +83,15 @@ class Processor:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of main memory: all of it, what is available now, and what a container is limited to; None if unknown."""
+    """Bytes of main memory: all of it, what is available now, and what a container is limited to; None if unknown.
+
+    huge_pages  whether it comes in huge pages; None where that is unknown or not to be had
+    """
 
     total: int | None = None
     available: int | None = None
     limit: int | None = None
+    huge_pages: bool | None = None
 
 
 @dataclass(frozen=True)

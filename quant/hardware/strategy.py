@@ -8,6 +8,7 @@ A17 Pro/M4 chips"). CUDA: the compute capabilities that brought int8, bf16, fp8 
 import re
 from dataclasses import dataclass, replace
 
+from quant.hardware import pages
 from quant.hardware._parts import Accelerator, Machine, Processor
 from quant.hardware.bandwidth import Bandwidth
 from quant.hardware.saturation import saturates
@@ -23,6 +24,11 @@ def consequences(machine: Machine) -> list[str]:
     processor = machine.processor
     sentences = [_int8(processor), *_floats(processor), *_threads(processor)]
     sentences += [_accelerator(accelerator, processor) for accelerator in machine.accelerators]
+    if machine.memory.huge_pages is False:
+        sentences.append(
+            f"Memory comes in small pages: started with {pages.ASK}, a program asks for huge ones, in which "
+            "weights of hundreds of MB are read faster, and two sessions of one model alike."
+        )
     if processor.apple:
         sentences.append(
             "Unified memory: processor, GPU and Neural Engine read one copy of the weights, so a memory-mapped "

@@ -7,6 +7,7 @@ import sys
 from benchmarks import environment
 from benchmarks.matrix import Case
 from quant import hardware
+from quant.hardware import pages
 
 INTEL = {"brand_raw": "Xeon", "flags": ["sse", "avx2", "avx512_vnni", "amx_int8"], "hz_actual_friendly": "2.1 GHz"}
 MACHINE = {"node": "host", "system": "Linux", "cpu": INTEL}
@@ -28,6 +29,13 @@ def test_a_cap_on_instructions_is_part_of_the_environment(monkeypatch):
     assert "isa_caps" not in environment.describe(threads=1)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert environment.describe(threads=1)["isa_caps"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def test_huge_pages_are_part_of_the_environment(monkeypatch):
+    monkeypatch.setattr(pages, "in_use", lambda: False)
+    assert "huge_pages" not in environment.describe(threads=1)
+    monkeypatch.setattr(pages, "in_use", lambda: True)
+    assert environment.describe(threads=1)["huge_pages"] is True
 
 
 def test_saturation_is_warned_of_where_codes_of_eight_bits_are_multiplied(monkeypatch):

@@ -26,6 +26,7 @@ from benchmarks.timing import (
     samples,
     time_paired,
 )
+from quant.hardware import pages
 from reports.record import SECTIONS, plain, unpack_outcomes
 
 ROOT = Path(__file__).parents[2]
@@ -356,9 +357,15 @@ def test_a_faster_variant_has_a_ratio_above_one():
         (0.94, 200, True),
     ],
 )
-def test_float_far_from_float_is_refused(null, rounds, refused):
+def test_float_far_from_float_is_refused(null, rounds, refused, monkeypatch):
     """A difference within the tolerance is not, however sure it is; neither is a large one that may be none."""
+    monkeypatch.setattr(pages, "in_use", lambda: True)
     assert refusal(paired(rounds, null=null)) == (NOT_EQUAL if refused else None)
+
+
+def test_where_pages_are_small_the_refusal_says_how_to_have_huge_ones(monkeypatch):
+    monkeypatch.setattr(pages, "in_use", lambda: False)
+    assert refusal(paired(200, null=1.06)) == f"{NOT_EQUAL}, or with GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 
 def test_a_null_that_tells_nothing_is_no_reason_to_refuse():

@@ -142,5 +142,11 @@ def test_a_container_with_fewer_processors_is_told(linux, root):
     assert "gets 0.5 of 4 processors" in said(linux(machines.SKYLAKE))
 
 
+@pytest.mark.parametrize(("huge_pages", "advised"), [(True, False), (False, True), (None, False)])
+def test_huge_pages_are_advised_where_they_can_be_had(linux, huge_pages, advised):
+    machine = Machine(linux(machines.ZEN_4), Memory(huge_pages=huge_pages), ())
+    assert ("GLIBC_TUNABLES=" in "\n".join(strategy.consequences(machine))) is advised
+
+
 def test_memory_bounds_tokens():
     assert "40 at int4, 22.2 at int8, 6.25 at fp32" in strategy.tokens_per_second(Bandwidth(1e10, 2.5e10, 4, False))
