@@ -48,7 +48,7 @@ readme: $(VENV)/.bench
 	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native) and not quick" --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
 	$(RUN) pytest benchmarks --benchmark-json=build/readme.json \
-		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8-onnxruntime)"
+		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8-onnx) and not (qat or mixed)"
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section ablation
 	$(RUN) pytest benchmarks -m quantize --benchmark-json=build/readme.json \
 		-k "minilm and int4 and not (adaround or palette) or minilm-smoothquant-int8"

@@ -16,7 +16,7 @@ import torch
 import quant
 from benchmarks.load import Watch
 from benchmarks.matrix import Case
-from benchmarks.timing import TOO_BUSY, Call, garbage_kept, seconds_of
+from benchmarks.timing import TOO_BUSY, Call, garbage_kept, in_turn, seconds_of
 from benchmarks.workshop import Artifact, Tables, Workshop
 from fixtures.cache import source_digest
 from quant import hardware, latency
@@ -97,10 +97,12 @@ def medians(calls: Sequence[Call], seconds: float, threads: int) -> np.ndarray:
     rounds = max(FEWEST_ROUNDS, int(min(MOST_ROUNDS, seconds / max(per_round, 1e-9))))
     for _ in range(2):
         watch, taken = Watch(threads), np.empty((rounds, len(calls)))
+        random, last = np.random.default_rng(0), None
         with garbage_kept():
             for number in range(rounds):
-                for position in range(len(calls))[:: 1 if number % 2 == 0 else -1]:
+                for position in in_turn(range(len(calls)), last, random):
                     taken[number, position] = seconds_of(calls[position])
+                    last = position
         if not watch.read().too_high:
             return np.median(taken, axis=0)
     raise ValueError(f"operators were {TOO_BUSY}.")

@@ -15,7 +15,7 @@ from fixtures.model import Samples
 from quant.backends import Executable
 from reports.statistics import percentiles, resampled_totals
 
-PROTOCOL = "the stream in blocks, interleaved A' A B B A A', one untimed call before each block, one process"
+PROTOCOL = "the stream in blocks, three handles in balanced orders, one untimed call before each block, one process"
 BLOCKS = 48
 """Into so many the stream is cut, if it has as many batches."""
 

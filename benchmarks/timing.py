@@ -1,13 +1,16 @@
-"""Interleaved timing: a variant and its float baseline in one process, in the order A B B A, through pytest-benchmark.
+"""Interleaved timing: a variant, its float baseline and that one's twin in one process, through pytest-benchmark.
 
-Interleaving cancels what both see (clock frequency, a busy neighbour); one untimed call before each timed one refills
-the caches that the others evicted. The ratio is taken over pairs of neighbouring rounds.
+Interleaving cancels what all see (clock frequency, a busy neighbour); one untimed call before each timed one refills
+the caches that the others evicted, but not quite: a model that ran just before itself is up to 5 % faster than one
+that ran after another. So each follows each of the others equally often, and none itself, in ``ORDERS``, a design
+balanced for what a treatment leaves behind (Williams, Australian Journal of Scientific Research 2, 1949). The ratio is
+taken over pairs of one round.
 
-A second handle of the float model, the twin, is timed in the same rounds on the other side of the first. Float against
-float is an A/A comparison: whatever its ratio shows besides one is no property of the variant. Where it differs from
-one by more than ``TOLERATED_NULL``, or other programs leave too few cores, the rounds are taken once more; then the
-ratio and the times are refused, because nobody could tell them from the noise. Where rounds only scatter, more of them
-are taken: what a case's few rounds cannot tell apart, a gate cannot judge.
+The twin is the float model loaded a second time. Float against float is an A/A comparison: whatever its ratio shows
+besides one is no property of the variant. Where it differs from one by more than ``TOLERATED_NULL``, or other programs
+leave too few cores, the rounds are taken once more; then the ratio and the times are refused, because nobody could tell
+them from the noise. Where rounds only scatter, more of them are taken: what a case's few rounds cannot tell apart, a
+gate cannot judge.
 """
 
 import gc
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,9 +28,22 @@ from quant.hardware import pages
 from reports.record import pack_outcomes
 from reports.statistics import SpeedRatio, speed_ratio
 
-PROTOCOL = "interleaved A' A B B A A', one untimed call before each, one process"
-FEWEST_ROUNDS = 12
-MOST_ROUNDS = 1000
+PROTOCOL = "three handles in balanced orders, one untimed call before each, one process"
+ORDERS = tuple(
+    tuple(order.split())
+    for order in (
+        "twin baseline variant",
+        "twin variant baseline",
+        "variant baseline twin",
+        "baseline twin variant",
+        "baseline variant twin",
+        "variant twin baseline",
+    )
+)
+"""What a round times, and when; after the last order comes the first."""
+
+FEWEST_ROUNDS = 2 * len(ORDERS)
+MOST_ROUNDS = 167 * len(ORDERS)
 ROUNDS_FOR_P99 = 200
 KEPT_ROUNDS = 300
 WIDE = 0.03
@@ -50,6 +66,7 @@ NOT_EQUAL = "not timed: float differed from float in the same rounds, in two att
 _REFUSED = ("ratio", "ci95", "p50", "p90", "p99", "baseline_p50", "samples")
 
 Call = Callable[[], object]
+Name = TypeVar("Name")
 
 
 class Models(NamedTuple):
@@ -76,7 +93,7 @@ class PairedTimes:
 
 
 class Interleaver:
-    """The float models' calls, placed before the variant's round or after it by turns, the twin's farther away.
+    """The float models' calls, placed before the variant's round or after it as ``ORDERS`` say.
 
     pytest-benchmark calls ``setup`` before each round and ``teardown`` after it, and times what lies between.
     """
@@ -87,15 +104,13 @@ class Interleaver:
         self._models, self._round = models, 0
 
     def setup(self) -> None:
-        if self._round % 2 == 0:
-            self.twin.append(seconds_of(self._models.twin))
-            self.baseline.append(seconds_of(self._models.baseline))
+        order = ORDERS[self._round % len(ORDERS)]
+        self._time(order[: order.index("variant")])
         self._models.variant()
 
     def teardown(self) -> None:
-        if self._round % 2 == 1:
-            self.baseline.append(seconds_of(self._models.baseline))
-            self.twin.append(seconds_of(self._models.twin))
+        order = ORDERS[self._round % len(ORDERS)]
+        self._time(order[order.index("variant") + 1 :])
         self._round += 1
 
     def run(self, rounds: int) -> list[float]:
@@ -108,6 +123,10 @@ class Interleaver:
             variant.append(time.perf_counter() - start)
             self.teardown()
         return variant
+
+    def _time(self, names: Sequence[str]) -> None:
+        for name in names:
+            getattr(self, name).append(seconds_of(getattr(self._models, name)))
 
 
 Rounds = Callable[[Interleaver, int], Sequence[float]]
@@ -158,7 +177,8 @@ def rounds_within(seconds: float, models: Models) -> int:
         call()
     per_round = 2 * (time.perf_counter() - start)
     # A clock may be too coarse to see the calls.
-    return max(FEWEST_ROUNDS, int(min(MOST_ROUNDS, seconds / max(per_round, 1e-9))))
+    rounds = min(MOST_ROUNDS, seconds / max(per_round, 1e-9))
+    return max(FEWEST_ROUNDS, round(rounds / len(ORDERS)) * len(ORDERS))
 
 
 def refusal(times: PairedTimes) -> str | None:
@@ -199,11 +219,12 @@ def speed(times: PairedTimes) -> dict[str, object]:
 def samples(times: PairedTimes) -> dict[str, object]:
     """Return the seconds of at most ``KEPT_ROUNDS`` rounds, packed, from which two runs can be compared.
 
-    They are thinned evenly by twos: of a single one, the order is either A B or B A.
+    They are thinned evenly by as many as there are orders, so that these stay balanced.
     """
-    twos = len(times.variant) // 2
-    picked = np.unique(np.linspace(0, twos - 1, min(twos, KEPT_ROUNDS // 2)).round().astype(int))
-    kept = (2 * picked[:, None] + [0, 1]).reshape(-1)
+    size = min(len(ORDERS), len(times.variant))
+    cycles = len(times.variant) // size
+    picked = np.unique(np.linspace(0, cycles - 1, min(cycles, KEPT_ROUNDS // size)).round().astype(int))
+    kept = (size * picked[:, None] + np.arange(size)).reshape(-1)
     packed = {name: pack_outcomes(getattr(times, name)[kept]) for name in ("baseline", "variant")}
     return {"rounds": len(kept), **packed}
 
@@ -223,6 +244,14 @@ def measured(models: Models, rounds: int, threads: int, run: Rounds, more: int =
 def _scattered(baseline: Sequence[float], variant: Sequence[float]) -> bool:
     low, high, _ = speed_ratio(np.array(baseline), np.array(variant)).interval
     return math.log(high / low) > 2 * WIDE
+
+
+def in_turn(names: Sequence[Name], after: Name | None, random: np.random.Generator) -> list[Name]:
+    """Return ``names`` in an order drawn anew that does not begin with what ran last: it would have an advantage."""
+    order = [names[place] for place in random.permutation(len(names))]
+    if len(order) > 1 and order[0] == after:
+        order[0], order[-1] = order[-1], order[0]
+    return order
 
 
 def seconds_of(call: Call) -> float:

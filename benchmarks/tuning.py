@@ -206,17 +206,17 @@ def race(current: timing.Call, rivals: Mapping[object, timing.Call], seconds: fl
     calls = {None: current, **rivals}
     times: dict[object, list[float]] = {name: [] for name in order}
     with timing.garbage_kept():
-        end, running = time.perf_counter() + seconds, set(rivals)
+        end, running, last = time.perf_counter() + seconds, set(rivals), None
+        random = np.random.default_rng(0)
         for number in range(MOST_ROUNDS):
             enough = number >= FEWEST_ROUNDS
             if enough and number % ROUNDS_BETWEEN_LOOKS == 0:
                 running = {name for name in running if _speed(times, name).interval.high >= 1}
             if not running or (enough and time.perf_counter() > end):
                 break
-            # By turns forward and back: what drifts then touches all alike.
-            for name in order if number % 2 == 0 else reversed(order):
-                if name is None or name in running:
-                    times[name].append(timing.seconds_of(calls[name]))
+            for name in timing.in_turn([name for name in order if name is None or name in running], last, random):
+                times[name].append(timing.seconds_of(calls[name]))
+                last = name
     return {name: _speed(times, name) for name in rivals}
 
 

@@ -105,7 +105,7 @@ def test_calls_are_timed_in_turns():
     calls = [lambda name=name: order.append(name) for name in "ab"]
     assert medians(calls, 0.0, 1).shape == (2,)
     # Each once to warm up; then every timed call follows one that is not.
-    assert "".join(order[:14]) == "ab" + "aabb" + "aabb" + "bbaa"
+    assert "".join(order[:14]) in ("ab" + "aabb" + rounds for rounds in ("aabb" * 2, "bbaa" * 2))
 
 
 def test_a_busy_machine_is_given_a_second_chance(monkeypatch):
