@@ -28,9 +28,9 @@ def machine_line(run: Run) -> str:
     """Name the machine, threads and library versions of a run in one sentence."""
     environment = run.machine.get("quant", {})
     versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
-    threads = environment.get("threads")
+    threads, pages = environment.get("threads"), ", huge pages" if environment.get("huge_pages") else ""
     return (
         f"Measured on {environment.get('cpu', 'an unnamed processor')} ({environment.get('system', 'unknown system')}, "
         f"{instructions(environment) or 'no vector extensions known'}), "
-        f"{threads} thread{'' if threads == 1 else 's'}; {versions}."
+        f"{threads} thread{'' if threads == 1 else 's'}{pages}; {versions}."
     )

@@ -40,3 +40,5 @@ def test_the_machine_is_named_with_threads_and_versions(tmp_path):
     }
     line = machine_line(Run(tmp_path, [], machine={"quant": environment}))
     assert line == "Measured on Chip 9 (Linux x86_64, avx2), 1 thread; torch 2.9."
+    line = machine_line(Run(tmp_path, [], machine={"quant": environment | {"huge_pages": True}}))
+    assert line == "Measured on Chip 9 (Linux x86_64, avx2), 1 thread, huge pages; torch 2.9."
