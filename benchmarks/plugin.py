@@ -176,18 +176,24 @@ def _name(item: pytest.Item) -> str:
     return item.callspec.id if kind == "inference" else f"{kind}:{item.callspec.id}"
 
 
+def _trains(case: object) -> bool:
+    return isinstance(case, Case) and case.method_entry.trains
+
+
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     items = [item for item in items if is_case(item)]
     if not items:
         return []
     known = known_seconds(config)
     expected = sum(known.get(_name(item), DEFAULT_SECONDS) for item in items)
-    models = sorted({item.callspec.params["case"].model for item in items})
-    planned = (
-        f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min. "
-        "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
-    )
     cases = [item.callspec.params["case"] for item in items]
+    models = sorted({case.model for case in cases})
+    train = sum(_name(item) not in known and _trains(case) for item, case in zip(items, cases, strict=True))
+    first = f"; {train} train first, for minutes each" if train else ""
+    planned = (
+        f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min"
+        f"{first}. Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
+    )
     warning = environment.saturation_warning(case for case in cases if isinstance(case, Case))
     return [planned, *([f"Warning: {warning}"] if warning else [])]
 
