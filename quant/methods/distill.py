@@ -27,7 +27,7 @@ def quantize(
 ) -> QuantizedModel:
     """Return the tables of ``gptq`` with their scales distilled on the inputs of ``training``, else of calibration."""
     training = training or unlabelled(calibration)
-    start = gptq.quantize(graph, scheme, calibration)
+    start = gptq.quantize(graph, scheme, training.start_data or calibration)
     recipe = Recipe(steps=STEPS, scale_rate=SCALE_RATE, learns="scales", distance=training.recipe.distance)
     # Judged by the distance from float as well: labels are not looked at.
     validation = training.validation and Validation(training.validation.loader)
