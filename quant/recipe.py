@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Learns = Literal["all", "scales"]
-"""All that the tables hold, biases and gains of norms too; or the scales of weights alone."""
+"""All that the tables hold, biases and gains of norms too; or the scales of weights, and norms."""
 Estimator = Literal["lsq", "pact"]
 """Where the gradient of a range comes from: from every value, or from those that are clipped alone."""
 Batch = Sequence[Tensor]
@@ -34,7 +34,7 @@ class Recipe:
                     they are; it rises at first, then falls to zero along a cosine
     scale_rate      the same for scales and zero points, as a share of what they are and of the range
     weight_decay    of AdamW, for weights
-    learns          "all", or "scales": scales alone, while codes and zero points stay
+    learns          "all", or "scales": scales and norms, while codes and zero points stay
     distillation    the share of the distance from the float model in what is minimized; without a loss it is all
     distance        "kl" between the probabilities of classes along the last axis, or "mse", relative to float's energy
     estimator       how ranges of activations learn: "lsq", or "pact" (with ``weight_decay`` on its clips)

@@ -77,7 +77,7 @@ def test_without_training_data_the_float_model_teaches_on_the_calibration(tied_g
 def test_what_validates_calibrates_nothing_that_training_starts_from(residual_graph, method, monkeypatch):
     monkeypatch.setattr(distill_method, "STEPS", 1)
     training = replace(unlabelled([(images(16),), (images(16, seed=1),)]), recipe=Recipe(steps=1, rate=1e-9))
-    (judged,) = (values for values, in training.validation.loader)
+    (judged,) = (values for (values,) in training.validation.loader)
     expected = quant.quantize(residual_graph, "gptq", "int3", training.start_data)
     found = quant.quantize(residual_graph, method, "int3", [(100 * judged,)], training=training)
     for name, weight in expected.weights.items():
