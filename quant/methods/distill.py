@@ -19,7 +19,7 @@ METHODS = {
     "distill": {"family": "weight_only", "bits": ("int4", "int3", "int2"), "calibrates": True, "trains": True},
 }
 
-STEPS = 500
+STEPS = 600
 SCALE_RATE = 6e-3
 RATE = 2e-2
 
