@@ -9,6 +9,7 @@ model alone, to see whether the errors that were foreseen rank weights as the re
 """
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def main() -> None:
     options = parser.parse_args()
     pin_threads(1)
     lines = Lines()
-    workshop = Workshop(Cache(Path.cwd() / DEFAULT_CACHE), Settings(evaluation_samples=options.samples), lines.progress)
+    settings = Settings(evaluation_samples=options.samples, case_seconds=math.inf)
+    workshop = Workshop(Cache(Path.cwd() / DEFAULT_CACHE), settings, lines.progress)
     for model in options.models:
         for backend in options.backend:
             rows, count, correlation = _checked(Mixer(workshop, model, target(backend)), workshop)

@@ -159,10 +159,23 @@ class Mixer:
             self._unforeseen += artifact.executable.size_bytes - choice.size
         raise ValueError(f"no artefact of at most {size / 1e6:.4g} MB came out: allow a little more.")
 
+    def within(self, budget: float, cost: np.ndarray) -> Choice:
+        """Return the choice of least error whose weights together cost ``budget`` at most: float64 [weights, words].
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._choice(self._problem(cost), budget)
+
+    def cheapest(self, cost: np.ndarray) -> float:
+        """Return the least that all weights together can cost, float64 [weights, words]."""
+        units = self._problem(cost).units
+        return float(np.where(np.isfinite(units.error), units.cost, np.inf).min(1).sum())
+
     def sizes(self, count: int) -> list[float]:
         """Return so many sizes in bytes, growing by equal factors, from the smallest choice to that of least error."""
         units = self.by_size.units
-        least = np.where(np.isfinite(units.error), units.cost, np.inf).min(1).sum()
+        least = self.cheapest(self.stored_bits)
         best = np.take_along_axis(units.cost, units.error.argmin(1)[:, None], 1).sum()
         # A budget equal to a sum may be missed by its rounding.
         return [float(bits / 8 + self._beside) for bits in (1 + 1e-6) * np.geomspace(least, max(best, least), count)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Learns = Literal["all", "scales"]
-"""All that the tables hold, biases and gains of norms too; or the scales of weights alone."""
+"""All that the tables hold, biases and gains of norms too; or the scales of weights, and norms."""
 Estimator = Literal["lsq", "pact"]
 """Where the gradient of a range comes from: from every value, or from those that are clipped alone."""
 Batch = Sequence[Tensor]
@@ -34,7 +34,7 @@ class Recipe:
                     they are; it rises at first, then falls to zero along a cosine
     scale_rate      the same for scales and zero points, as a share of what they are and of the range
     weight_decay    of AdamW, for weights
-    learns          "all", or "scales": scales alone, while codes and zero points stay
+    learns          "all", or "scales": scales and norms, while codes and zero points stay
     distillation    the share of the distance from the float model in what is minimized; without a loss it is all
     distance        "kl" between the probabilities of classes along the last axis, or "mse", relative to float's energy
     estimator       how ranges of activations learn: "lsq", or "pact" (with ``weight_decay`` on its clips)
@@ -93,6 +93,8 @@ class Training:
     loader      batches; iterated anew every epoch, before which torch's generator is seeded
     loss        None distils from the float model alone
     digest      of the data, for caches
+    start_data  what the tables that training starts from are calibrated on; None takes the calibration data. Nothing
+                that validates is to be in it: where tables were fitted to it, they look better than all that follow
     checkpoint  where the state lies while training lasts
     """
 
@@ -101,6 +103,7 @@ class Training:
     recipe: Recipe = field(default_factory=Recipe)
     validation: Validation | None = None
     digest: str = ""
+    start_data: Sequence[Batch] | None = None
     checkpoint: Path | None = None
 
 
@@ -131,7 +134,7 @@ def in_order(tensors: Sequence[Tensor], size: int) -> list[Batch]:
 
 
 def unlabelled(calibration: Sequence[Sequence[object]], recipe: Recipe | None = None) -> Training:
-    """Return training on the float model's outputs on calibration data, some of which validates.
+    """Return training on the float model's outputs on calibration data, some of which validates and does nothing else.
 
     Raises:
         ValueError: there is no calibration data.
@@ -139,11 +142,13 @@ def unlabelled(calibration: Sequence[Sequence[object]], recipe: Recipe | None = 
     if not calibration:
         raise ValueError("without training data this method needs calibration data: pass at least one batch of inputs.")
     tensors = [torch.cat([torch.as_tensor(values) for values in parts]) for parts in zip(*calibration, strict=True)]
-    count, size = len(tensors[0]), min(_BATCH, len(calibration[0][0]))
-    held_out = int(count * _VALIDATES)
+    count, at_once = len(tensors[0]), len(calibration[0][0])
+    held_out, size = int(count * _VALIDATES), min(_BATCH, at_once)
     digest = hashlib.sha256()
     for values in tensors:
         digest.update(values.contiguous().numpy().data)
-    validation = Validation(in_order([values[count - held_out :] for values in tensors], size)) if held_out else None
-    learned = Shuffled([values[: count - held_out] for values in tensors], size)
-    return Training(learned, None, recipe or Recipe(), validation, digest.hexdigest())
+    learned = [values[: count - held_out] for values in tensors]
+    judged = [values[count - held_out :] for values in tensors]
+    validation = Validation(in_order(judged, size)) if held_out else None
+    recipe, start_data = recipe or Recipe(), in_order(learned, at_once)
+    return Training(Shuffled(learned, size), None, recipe, validation, digest.hexdigest(), start_data)

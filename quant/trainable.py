@@ -23,14 +23,13 @@ from quant.fake_quantize import (
     PassingActivation,
     straight_through,
 )
-from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel, shared_quantizers
+from quant.graph import ActivationQuantizer, FloatGraph, QuantizedModel, shared_quantizers
 from quant.methods.static import accumulated_biases, on_accumulator_grid
 from quant.nodes import QUANTIZABLE
 from quant.recipe import Estimator, Learns
 from quant.tensor import QuantizedTensor
 
-_VECTORS = {
-    **{name: (2,) for name, operator in QUANTIZABLE.items() if operator.kind != "embedding"},
+_NORMS = {
     "aten.layer_norm.default": (2, 3),
     "aten.group_norm.default": (2, 3),
     "aten.rms_norm.default": (2,),
@@ -39,9 +38,11 @@ _VECTORS = {
     "aten.mul.Tensor": (0, 1),
     "aten.add.Tensor": (0, 1),
 }
-"""Where operators take vectors that learn: biases, and the gains of norms, which may be written out.
+"""Where operators take the gains and biases of norms, which may be written out."""
+_BIASES = {name: (2,) for name, operator in QUANTIZABLE.items() if operator.kind != "embedding"}
+"""Where they take biases of their own.
 
-The biases of an LSTM stay: it has two for every gate, of which some runtimes hold the sum alone.
+Those of an LSTM stay: it has two for every gate, of which some runtimes hold the sum alone.
 """
 
 
@@ -64,12 +65,13 @@ class TrainableModel(nn.Module):
         self.weight_names = tuple(start.weights)
         if learns == "all":
             self.weights = nn.ModuleList(LearnedWeight(originals[name], start.weights[name]) for name in start.weights)
-            self.float_names = tuple(dict.fromkeys([*learning_vectors(graph), *accumulated]))
         else:
             self.weights = nn.ModuleList(LearnedScales(weight) for weight in start.weights.values())
-            self.float_names = tuple(accumulated)
+        learning = learning_vectors(graph, learns)
+        self.float_names = tuple(dict.fromkeys([*learning, *accumulated]))
         self.floats = nn.ModuleList(LearnedVector(originals[name]) for name in self.float_names)
-        self.floats.requires_grad_(learns == "all")
+        for name, vector in zip(self.float_names, self.floats, strict=True):
+            vector.requires_grad_(learns == "all" or name in learning)
         by_name = dict(zip(self.weight_names, self.weights, strict=True))
         self._rounded = {
             name: (parameter, by_name[parameter], fixed[edge]) for name, (parameter, edge) in accumulated.items()
@@ -123,18 +125,19 @@ class TrainableModel(nn.Module):
         return QuantizedModel(start.graph, start.scheme, weights, {**start.floats, **floats}, activations)
 
 
-def learning_vectors(graph: FloatGraph) -> list[str]:
-    """Return the biases and gains: vectors that operators take where they have such, and nowhere else."""
+def learning_vectors(graph: FloatGraph, learns: Learns = "all") -> list[str]:
+    """Return the gains and biases: vectors that operators take where they have such, and nowhere else.
+
+    Where scales learn and codes stay, they are those of norms alone.
+    """
+    places = {**_BIASES, **_NORMS} if learns == "all" else _NORMS
     found = []
     for name, value in graph.parameters.items():
         edges = graph.consumers(name)
-        if value.ndim == 1 and value.is_floating_point() and edges and all(_learns(graph, edge) for edge in edges):
+        taken = edges and all(edge[2] in places.get(graph.node(edge).operator, ()) for edge in edges)
+        if value.ndim == 1 and value.is_floating_point() and taken:
             found.append(name)
     return found
-
-
-def _learns(graph: FloatGraph, edge: Edge) -> bool:
-    return edge[2] in _VECTORS.get(graph.node(edge).operator, ())
 
 
 def _activation(quantizer: ActivationQuantizer, estimator: Estimator) -> nn.Module:

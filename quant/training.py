@@ -60,7 +60,7 @@ def qat(
     says so:
 
         Recipe(distillation=0.5)     half of what is minimized is the distance from the float model
-        Recipe(learns="scales")      scales of weights alone learn, the codes stay (the method ``distill``)
+        Recipe(learns="scales")      scales and norms alone learn, the codes stay (the method ``distill``)
         Recipe(estimator="pact", weight_decay=1e-4)    clips of activations learn as in PACT
         Recipe(bits=(8, 4))          bits are lowered gradually: from 8 to 4 to those of the scheme
         Recipe(noise=0.5)            quantization noise: half of the blocks are rounded at each step

@@ -73,4 +73,8 @@ def _total(values: Iterable[float | None]) -> float | None:
 
 
 def _text(error: float | None) -> str:
-    return NULL if error is None else f"{error:.2g}"
+    """Return an error as 1.9e-8: in one notation all over the map, which spans many powers of ten."""
+    if not error:
+        return NULL if error is None else "0"
+    digits, exponent = f"{error:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"

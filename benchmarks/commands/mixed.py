@@ -5,7 +5,8 @@ least together within the bits, the bytes or the accuracy that is asked for. By 
 the backend stores without padding. Weights that a runtime may join, as query, key and value, have one format.
 
 Within a latency, activations are in 8 bits as well, and operators are left in float while there is time for them: those
-whose rounding costs the output most for what they take. Each operator is timed alone in both formats, then what was
+whose rounding costs the output most for what they take. With --formats it is weights alone, in those of them that there
+is time for, where the backend has kernels for such weights. Each operator is timed alone in every format, then what was
 chosen, on this machine with nothing else running.
 
   python -m benchmarks mixed minilm --backend onnxruntime --bits-per-weight 4.5
@@ -13,6 +14,7 @@ chosen, on this machine with nothing else running.
   python -m benchmarks mixed minilm --max-drop 1pp --evaluations 7      # the smallest model shown to lose no more
   python -m benchmarks mixed reviews_gpt --backend mlx --pareto         # several budgets, a recipe for each
   python -m benchmarks mixed minilm --max-latency 25ms                  # 8 bits and float, as fast as that
+  python -m benchmarks mixed minilm --max-latency 30ms --formats int4_g32,int8_g32,fp16   # weights alone
 
 The recipe names the format of each weight; quant.replay(graph, "recipe.json", calibration) makes the same tables again,
 bit for bit, without measuring anything. Sensitivities, times, models and answers are kept in the cache: the same
@@ -95,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.output} cannot be written: there is no folder {options.output.parent}.")
     lines = Lines()
     try:
-        return _within_latency(options, lines) if options.max_latency else _Run(options, lines).run()
+        in_8_bits = options.max_latency and not options.formats
+        return _within_latency(options, lines) if in_8_bits else _Run(options, lines).run()
     except (DataError, ValueError) as error:
         raise CommandError(str(error)) from None
     finally:
@@ -113,9 +116,9 @@ def _within_latency(options: argparse.Namespace, lines: "Lines") -> int:
     from quant.backends import target
     from reports.requirements import parse_time
 
-    unused = [name for name in ("formats", "criterion", "sensitivity") if getattr(options, name)]
+    unused = [name for name in ("criterion", "sensitivity") if getattr(options, name)]
     if unused:
-        raise CommandError(f"--{unused[0]} is about weights alone: leave it out beside --max-latency.")
+        raise CommandError(f"--{unused[0]} is about weights alone: beside --max-latency it needs --formats as well.")
     seconds = parse_time(options.max_latency)
     (backend,) = backends_of(options.backend)
     if not target(backend).runs_here:
@@ -151,7 +154,7 @@ class _Run:
         criterion = options.criterion or CRITERION
         find(CRITERIA, criterion, "criterion")
         (backend,) = backends_of(options.backend)
-        self.workshop, name = opened(options, lines.progress)
+        self.workshop, name = opened(options, lines.progress, positive(options.batch, "--batch"))
         words = [word.strip() for word in options.formats.split(",")] if options.formats else ()
         kept = options.sensitivity
         self.mixer: Mixer = Mixer(self.workshop, name, target(backend), words, criterion, kept, lines.result)
@@ -162,6 +165,8 @@ class _Run:
 
         if self.options.max_drop:
             return self._smallest()
+        if self.options.max_latency:
+            return self._as_fast()
         points = []
         for bits in self.bits:
             choice = self._choice(bits)
@@ -201,6 +206,22 @@ class _Run:
         _write(point.recipe, self.options.output, self.lines)
         print(explanation(self.mixer, point, drop))
         print(f"\n{loop.done} of at most {loop.most} evaluations; at most {drop} may be lost.")
+        return 0
+
+    def _as_fast(self) -> int:
+        """Write the recipe of the formats of weights alone that lose least within ``--max-latency``."""
+        from benchmarks.mixing_latency import LatencyMixer
+        from benchmarks.mixing_text import explanation
+        from reports.requirements import parse_time
+
+        mixer = LatencyMixer(self.workshop, self.mixer, self.lines.result)
+        timed = mixer.made_within(parse_time(self.options.max_latency))
+        point = self._made(timed.choice)
+        point.recipe["conditions"] = mixer.latency.conditions
+        point.recipe["foreseen"]["seconds"] = timed.foreseen
+        point.recipe["measured"] = {"seconds": timed.seconds, "float_seconds": timed.float_seconds}
+        _write(point.recipe, self.options.output, self.lines)
+        print(f"{explanation(self.mixer, point, self.losses and self.losses.drop)}\n\n{timed}")
         return 0
 
     def _made(self, choice: "Choice") -> "Point":
@@ -245,7 +266,7 @@ def _losses(workshop: "Workshop", name: str, drop: str | None, lines: "Lines") -
 
 def _bits(options: argparse.Namespace) -> list[float | None]:
     """Return the budgets in bits per weight, None for one of another kind."""
-    if options.max_size or options.max_drop:
+    if options.max_size or options.max_drop or options.max_latency:
         return [None]
     texts = _PARETO if options.pareto else options.bits_per_weight or [_BITS]
     try:

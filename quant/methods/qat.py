@@ -27,5 +27,6 @@ def quantize(
     graph: FloatGraph, scheme: Scheme, calibration: Sequence[Batch] = (), training: Training | None = None
 ) -> QuantizedModel:
     """Return the tables that training leads to; without ``training`` they are distilled on the calibration data."""
-    start = _STARTS[scheme.family].quantize(graph, scheme, calibration)
-    return train(start, training or unlabelled(calibration))
+    training = training or unlabelled(calibration)
+    start = _STARTS[scheme.family].quantize(graph, scheme, training.start_data or calibration)
+    return train(start, training)

@@ -167,7 +167,7 @@ def test_the_choice_is_the_best_of_all(mixer):
     [
         (["--max-latency", "8"], "'8' is not a time such as 10ms"),
         (["--max-latency", "8ms"], "takes 9 ms on torch with all operators in 8 bits: a latency of 8 ms is out of"),
-        (["--max-latency", "20ms", "--formats", "int8"], "--formats is about weights alone"),
+        (["--max-latency", "20ms", "--criterion", "kl"], "--criterion is about weights alone"),
         (["--max-latency", "20ms", "--batch", "0"], "--batch: '0' must be a whole number"),
         (["--max-latency", "20ms", "--backend", "coreml"], "coreml does not run here, so no time of it can be taken"),
     ],

@@ -263,6 +263,9 @@ def test_unlabelled_data_is_divided_and_known_by_its_digest():
     learned = torch.cat([batch[0] for batch in found.loader])
     assert len(judged) == 8
     assert not set(judged.flatten().tolist()) & set(learned.flatten().tolist())
+    start_data = torch.cat([batch[0] for batch in found.start_data])
+    assert set(start_data.flatten().tolist()) == set(range(64)) - set(judged.flatten().tolist())
+    assert [len(batch[0]) for batch in found.start_data] == [16, 16, 16, 8]
     assert found.digest == unlabelled(batches).digest != unlabelled(batches[:3]).digest
     with pytest.raises(ValueError, match="needs calibration data"):
         unlabelled([])

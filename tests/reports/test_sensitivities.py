@@ -24,19 +24,19 @@ def test_a_map_shows_every_error_and_what_was_chosen(mixed):
     found = heat_map(mixed([[1e-6, 1e-4, 1e-2], [1e-7, 1e-5, 1e-3]]))
     (first, cells), (_, others) = found.weights
     assert first == "layer.0"
-    assert [cell.text for cell in cells] == ["1e-06", "0.0001", "0.01"]
+    assert [cell.text for cell in cells] == ["1.0e-6", "1.0e-4", "1.0e-2"]
     assert [cell.chosen for cell in cells] == [False, True, False]
     assert [cell.chosen for cell in others] == [False, False, True]
     levels = [cell.level for cell in cells]
     assert levels == sorted(levels)
     assert max(levels) == LEVELS - 1
     assert others[0].level == 0
-    assert found.together == ["1.1e-06", "0.00011", "0.011"]
+    assert found.together == ["1.1e-6", "1.1e-4", "1.1e-2"]
 
 
 def test_missing_and_equal_errors_have_a_shade(mixed):
     found = heat_map(mixed([[0.0, None, 0.5], [0.5, 0.5, 0.5]], ("int8", "int4")))
-    assert [cell.text for cell in found.weights[0][1]] == ["0", "–", "0.5"]
+    assert [cell.text for cell in found.weights[0][1]] == ["0", "–", "5.0e-1"]
     assert all(0 <= cell.level < LEVELS for _, cells in found.weights for cell in cells)
     assert found.together[1] == "–"
     assert heat_map(mixed([[0.0, 0.0, 0.0]], ("int8",))).weights[0][1][0].level == 0

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import quant
 from quant.methods import distill as distill_method
 from quant.methods import methods
-from quant.recipe import Recipe, Training, Validation
+from quant.recipe import Recipe, Training, Validation, unlabelled
 from quant.training import train
 
 
@@ -69,6 +71,17 @@ def test_without_training_data_the_float_model_teaches_on_the_calibration(tied_g
     assert any(line.startswith(f"{method}: step ") and "validation loss" in line for line in lines)
     with pytest.raises(ValueError, match="needs calibration data"):
         quant.quantize(tied_graph, method, "int3")
+
+
+@pytest.mark.parametrize("method", ["qat", "distill"])
+def test_what_validates_calibrates_nothing_that_training_starts_from(residual_graph, method, monkeypatch):
+    monkeypatch.setattr(distill_method, "STEPS", 1)
+    training = replace(unlabelled([(images(16),), (images(16, seed=1),)]), recipe=Recipe(steps=1, rate=1e-9))
+    (judged,) = (values for (values,) in training.validation.loader)
+    expected = quant.quantize(residual_graph, "gptq", "int3", training.start_data)
+    found = quant.quantize(residual_graph, method, "int3", [(100 * judged,)], training=training)
+    for name, weight in expected.weights.items():
+        assert torch.equal(found.weights[name].codes, weight.codes)
 
 
 def test_methods_that_train_say_so():
