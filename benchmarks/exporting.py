@@ -9,6 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks import judging
+from benchmarks.generating import Decoders
 from benchmarks.matrix import Case
 from benchmarks.own import model_named
 from benchmarks.workshop import CannotRun, Tables, Workshop
@@ -89,6 +90,7 @@ class Shipping:
         self._workshop, self._folder, self._count = workshop, folder, samples
         self._memory_limit, self._report = memory_limit, report
         self._expected: dict[str, Expected] = {}
+        self._decoders = Decoders(workshop)
 
     def ship(self, order: Order, formats: Sequence[Format]) -> list[Result]:
         """Return what became of one order in each format."""
@@ -106,7 +108,10 @@ class Shipping:
             calibration = self._workshop.calibration(order.model)
             tables = self._workshop.quantize(case, calibration)
             built = self._built(case, format, tables, calibration)
-            ship(self._expectation(order, tables), format, folder, self._memory_limit, built)
+            expected = self._expectation(order, tables)
+            if format.steps and self._workshop.model(order.model).generation:
+                expected.step = self._decoders.prepare(order.model).graph
+            ship(expected, format, folder, self._memory_limit, built)
         except RejectedExport as error:
             return Result(order.name, format.name, error.validation, "; ".join(error.validation["reasons"]))
         except (ModuleNotFoundError, CannotRun, ValueError, RuntimeError) as error:
@@ -115,7 +120,7 @@ class Shipping:
 
     def _built(self, case: Case, format: Format, tables: Tables, calibration: Samples) -> Path | None:
         """Return the folder that the format's backend has made, of the tables or of the model; None if it has none."""
-        if format.backend is None or format.missing():
+        if format.backend is None or format.steps or format.missing():
             return None
         case = replace(case, backend=format.backend)
         if format.from_template:
