@@ -154,6 +154,17 @@ def table(results: Sequence[Result]) -> str:
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
 
 
+def markdown(results: Sequence[Result]) -> str:
+    """Return the same for a document; cases that a format cannot hold for one reason share a sentence."""
+    rows = [_row(result) for result in results if result.validation]
+    shared: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.reason:
+            shared.setdefault((result.format, result.reason), []).append(result.case)
+    reasons = [f"- {format}: {reason} ({', '.join(cases)})" for (format, reason), cases in shared.items()]
+    return "\n\n".join([tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True), "\n".join(reasons)])
+
+
 def _row(result: Result) -> list[str]:
     found = result.validation
     parity, codes, memory = found.get("parity"), found.get("codes"), found.get("memory", {}).get("peak_bytes")
@@ -167,8 +178,14 @@ def _row(result: Result) -> list[str]:
         _metric(found.get("metric")),
         f"{codes['identical']}/{codes['weights']}" if codes and codes["weights"] else "-",
         f"{memory / 1e6:.0f} MB" if memory else "-",
-        found["checked_by"] or "-",
+        _checked_by(found),
     ]
+
+
+def _checked_by(found: dict) -> str:
+    """Return what ran the artefact, and what else did."""
+    readers = (name for name, read in found.get("readers", {}).items() if "error" in read)
+    return ", ".join([found["checked_by"] or "-", *readers])
 
 
 def _metric(found: dict | None) -> str:

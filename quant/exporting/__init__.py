@@ -77,6 +77,9 @@ class Writer(Protocol):
         A weight is left out whose codes the format holds in a way that is not undone here.
         """
 
+    def readers(self, artifact: Path) -> dict[str, Callable[[], Function]]:
+        """Return what else reads the format, by name, as loaders of the artefact; left out where nothing does."""
+
 
 @dataclass(frozen=True)
 class Format:
