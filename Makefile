@@ -65,9 +65,10 @@ ifdef PEERS
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section peers
 endif
 
-# Of formats whose runtime is not installed the table says so; docs/export.md says how LiteRT is.
+# Formats whose runtime is not installed are left out; docs/export.md says how LiteRT is.
 exports: $(VENV)/.bench
-	$(RUN) benchmarks export $(EXPORTS) -o build/exports --into docs/export.md
+	$(RUN) benchmarks export $(EXPORTS) -o build/exports
+	$(RUN) reports exports build/exports --into docs/export.md
 
 lint: $(VENV)/.test
 	$(RUN) ruff check .

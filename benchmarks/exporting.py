@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from benchmarks import judging
 from benchmarks.generating import Decoders
@@ -20,12 +19,12 @@ from quant.exporting.expected import Expected
 from quant.exporting.shipping import VALIDATION, ship
 from quant.methods import method
 from quant.scheme import parse
+from reports.exports import Export, exports_table
 from reports.record import plain
 
 SAMPLES = 100
 
 _DEFAULT_BACKEND = "torch"
-_HEADERS = ("case", "format", "size", "verdict", "SQNR", "agreement", "metric", "codes", "memory", "checked by")
 
 
 @dataclass(frozen=True)
@@ -148,50 +147,7 @@ class Shipping:
 
 def table(results: Sequence[Result]) -> str:
     """Return a table of all that was written, and below it a sentence on each that was not, or was rejected."""
-    rows = [_row(result) for result in results if result.validation]
+    written = [Export(result.case, result.format, result.validation) for result in results if result.validation]
     reasons = [f"{result.case} to {result.format}: {result.reason}" for result in results if result.reason]
-    parts = [tabulate(rows, _HEADERS, disable_numparse=True)] if rows else []
+    parts = [exports_table(written)] if written else []
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
-
-
-def markdown(results: Sequence[Result]) -> str:
-    """Return the same for a document; cases that a format cannot hold for one reason share a sentence."""
-    rows = [_row(result) for result in results if result.validation]
-    shared: dict[tuple[str, str], list[str]] = {}
-    for result in results:
-        if result.reason:
-            shared.setdefault((result.format, result.reason), []).append(result.case)
-    reasons = [f"- {format}: {reason} ({', '.join(cases)})" for (format, reason), cases in shared.items()]
-    return "\n\n".join([tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True), "\n".join(reasons)])
-
-
-def _row(result: Result) -> list[str]:
-    found = result.validation
-    parity, codes, memory = found.get("parity"), found.get("codes"), found.get("memory", {}).get("peak_bytes")
-    return [
-        result.case,
-        result.format,
-        f"{found['bytes'] / 1e6:.2f} MB",
-        found["verdict"],
-        ("equal" if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.0f} dB") if parity else "-",
-        f"{100 * parity['agreement']:.1f} %" if parity and parity["agreement"] is not None else "-",
-        _metric(found.get("metric")),
-        f"{codes['identical']}/{codes['weights']}" if codes and codes["weights"] else "-",
-        f"{memory / 1e6:.0f} MB" if memory else "-",
-        _checked_by(found),
-    ]
-
-
-def _checked_by(found: dict) -> str:
-    """Return what ran the artefact, and what else did."""
-    readers = (name for name, read in found.get("readers", {}).items() if "error" in read)
-    return ", ".join([found["checked_by"] or "-", *readers])
-
-
-def _metric(found: dict | None) -> str:
-    """Return the metric's value, and the interval of its difference to the simulation's."""
-    if not found or found.get("value") is None:
-        return "-"
-    interval = found["ci95"]
-    between = f" ({interval[0]:+.3g} .. {interval[1]:+.3g})" if interval else ""
-    return f"{found['metric']} {found['value']:.4g}{between}"

@@ -9,7 +9,6 @@ artefact that does not compute what its tables mean is left there as *.rejected.
   python -m benchmarks export minilm-gptq-int4 --format onnxruntime -o build
   python -m benchmarks export minilm-rtn-int8 mobilenet_v2-static-int8 -o build              # in all formats
   python -m benchmarks export digits-rtn-int4 --format onnxruntime --memory-limit 256MB -o build
-  python -m benchmarks export minilm-gptq-int4 -o build --into README.md       # and the table into a document
 
 Exit status: 0 where all that was asked for was written and passed, 1 where something was rejected, 4 for input that
 cannot be used. Without --format, formats that cannot hold a case are told and left out.
@@ -33,10 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="where all folders go")
     parser.add_argument("--samples", default="100", metavar="N", help="held-out samples to check on (100)")
     parser.add_argument("--memory-limit", metavar="SIZE", help="the most its process may hold, such as 256MB (any)")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="write the table into FILE between the markers")
-    parser.add_argument(
-        "--section", default="exports", help="<!-- begin SECTION --> and <!-- end SECTION --> (exports)"
-    )
     parser.add_argument("--imagenet", type=Path, metavar="DIR", help="labelled photographs for image classifiers")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where all is kept that was made (.cache/quant)")
 
@@ -44,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     pin_threads(1)
     # These import numpy and torch, before which threads must be pinned.
-    from benchmarks.exporting import Shipping, markdown, order, table
+    from benchmarks.exporting import Shipping, order, table
     from benchmarks.lines import Lines
     from benchmarks.matrix import model as model_entry
     from benchmarks.workshop import Settings, Workshop
@@ -53,10 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from fixtures.options import count
     from fixtures.plugin import DEFAULT_CACHE
     from quant.registry import missing
-    from reports.embed import embed
     from reports.limits import LimitError
     from reports.requirements import parse_size
-    from reports.runs import RunError
 
     try:
         limit = None if options.memory_limit is None else int(parse_size(options.memory_limit))
@@ -80,9 +73,4 @@ def run(options: argparse.Namespace) -> int:
             print(table([result for result in results if result.validation]))
         raise CommandError("\n".join(f"{result.case} to {result.format}: {result.reason}" for result in refused))
     print(table(results))
-    if options.into:
-        try:
-            embed(options.into, options.section, markdown(results))
-        except RunError as error:
-            raise CommandError(str(error)) from None
     return int(any(result.rejected for result in results))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.exporting import Order, Result, markdown, order, table
+from benchmarks.exporting import Order, Result, order, table
 from quant.exporting import formats
 
 
@@ -120,31 +120,3 @@ def test_a_table_shows_rejected_exports_without_figures():
     text = table([Result("a-b-c", "onnx", validation, "it does not load"), Result("a-b-c", "gguf", None, "no Llama")])
     assert "1.50 MB  rejected" in text
     assert text.endswith("a-b-c to onnx: it does not load\na-b-c to gguf: no Llama")
-
-
-def test_the_table_is_written_into_a_document_too(exported, tmp_path):
-    document = tmp_path / "page.md"
-    document.write_text("before\n<!-- begin exports -->\nstale\n<!-- end exports -->\nafter\n")
-    status, _ = exported("digits-rtn-int4", "--format=pt2", "--samples=5", f"--into={document}")
-    assert status == 0
-    lines = document.read_text().splitlines()
-    assert lines[0] == "before"
-    assert lines[2].startswith("| case ")
-    assert lines[4].startswith("| digits-rtn-int4 | pt2 ")
-    assert "stale" not in lines
-
-
-def test_a_document_without_the_markers_is_refused(exported, tmp_path):
-    (tmp_path / "page.md").write_text("nothing\n")
-    status, said = exported("digits-rtn-int4", "--format=pt2", "--samples=5", f"--into={tmp_path / 'page.md'}")
-    assert (status, said.err.count("\n")) == (4, 1)
-    assert "<!-- begin exports -->" in said.err
-
-
-def test_in_a_document_cases_share_the_reason_why_they_are_not_there():
-    validation = {"verdict": "pass", "bytes": 1_500_000, "checked_by": "onnxruntime 1"}
-    validation["readers"] = {"onnx_reference": {"error": 0.0}, "openvino": {"reason": "not installed"}}
-    cases = [Result("a-b-c", "gguf", None, "no Llama"), Result("d-e-f", "gguf", None, "no Llama")]
-    text = markdown([Result("a-b-c", "onnx", validation), *cases])
-    assert text.endswith("\n\n- gguf: no Llama (a-b-c, d-e-f)")
-    assert "| onnxruntime 1, onnx_reference |" in text
