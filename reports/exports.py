@@ -12,7 +12,19 @@ from reports.runs import RunError
 
 VALIDATION = "validation.json"
 
-_HEADERS = ("case", "format", "size", "verdict", "SQNR", "agreement", "metric", "codes", "memory", "checked by")
+_HEADERS = (
+    "case",
+    "format",
+    "size",
+    "verdict",
+    "samples",
+    "SQNR",
+    "agreement",
+    "metric",
+    "codes",
+    "memory",
+    "checked by",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ def _row(export: Export) -> list[str]:
         export.format,
         f"{found['bytes'] / 1e6:.2f} MB",
         found["verdict"],
+        str(parity["samples"]) if parity else "-",
         ("equal" if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.0f} dB") if parity else "-",
         f"{100 * parity['agreement']:.1f} %" if parity and parity["agreement"] is not None else "-",
         _metric(found.get("metric")),

@@ -15,7 +15,7 @@ from quant.exporting.child import OUTPUTS
 from quant.exporting.expected import Expected
 
 SECONDS = 120.0
-"""After so long no further sample is run: kernels that are written for another device may be slow on this one."""
+"""Of processor time, after which no further sample is run: kernels for another device may be slow on this one."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

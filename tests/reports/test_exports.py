@@ -37,7 +37,9 @@ def exported(tmp_path):
 def test_every_export_is_a_row_with_its_size_and_what_was_found(exported, tmp_path):
     exported("minilm-rtn-int4", "onnx")
     exported("minilm-rtn-int4", "coreml", memory={"peak_bytes": None}, metric=None, readers={})
-    exported("digits-rtn-int4", "pt2", verdict="rejected", parity=None, codes=None, metric=None, checked_by=None)
+    exported(
+        "digits-rtn-int4", "pt2", verdict="rejected", parity=None, codes=None, metric=None, readers={}, checked_by=None
+    )
     header, _, *rows = exports_table(read_exports(tmp_path)).splitlines()
     assert header.split()[:4] == ["case", "format", "size", "verdict"]
     assert [row.split()[:2] for row in rows] == [
@@ -45,7 +47,7 @@ def test_every_export_is_a_row_with_its_size_and_what_was_found(exported, tmp_pa
         ["minilm-rtn-int4", "coreml"],
         ["minilm-rtn-int4", "onnx"],
     ]
-    assert rows[0].split()[2:] == ["13.90", "MB", "rejected", "-", "-", "-", "-", "210", "MB", "-"]
+    assert rows[0].split()[2:] == ["13.90", "MB", "rejected", "-", "-", "-", "-", "-", "210", "MB", "-"]
     for cell in ("60 dB", "100.0 %", "accuracy 0.95 (-0.01 .. +0.02)", "37/37", "onnxruntime 1.32.0, onnx_reference"):
         assert cell in rows[2]
     assert "openvino" not in rows[2]
