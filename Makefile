@@ -5,6 +5,7 @@
 # make gate-check  test the gate itself, for half an hour on a quiet machine, and write its rates into the README
 # make mutants  plant faults in copies of the numerics, each of which a test must notice: some minutes
 # make readme  measure again what the README shows
+# make exports  write models in every format, check each, and put the table into docs/export.md
 # TORCH_INDEX=URL installs PyTorch from another index, such as its CPU wheels on a Linux machine without a GPU.
 
 SHELL := /bin/bash
@@ -16,11 +17,14 @@ K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or reduced or outliers or \
 	dynamic or qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
 
+EXPORTS := minilm-rtn-int8 minilm-rtn-int4 mobilenet_v2-static-int8 mobilenet_v2-rtn-int4 \
+	reviews_gpt-rtn-int8_sym reviews_gpt-rtn-int4
+
 SAVE ?= ci
 LIMITS ?= accuracy:1pp
 GATE := $(if $(BASE),--benchmark-compare=$(BASE) $(LIMITS:%=--metric-compare-fail=%))
 
-.PHONY: bench ci-bench gate-check test mutants lint readme clean
+.PHONY: bench ci-bench gate-check test mutants lint readme exports clean
 .DELETE_ON_ERROR:
 
 # Two sessions of one model are equally fast only in huge pages, which malloc then asks for where the kernel gives them.
@@ -63,6 +67,11 @@ ifdef PEERS
 	$(RUN) pytest benchmarks -m peer -k "not auto_round" --eval-samples 200 --benchmark-json=build/readme.json
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section peers
 endif
+
+# Formats whose runtime is not installed are left out; docs/export.md says how LiteRT is.
+exports: $(VENV)/.bench
+	$(RUN) benchmarks export $(EXPORTS) -o build/exports
+	$(RUN) reports exports build/exports --into docs/export.md
 
 lint: $(VENV)/.test
 	$(RUN) ruff check .

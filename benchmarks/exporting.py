@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from benchmarks import judging
+from benchmarks.generating import Decoders
 from benchmarks.matrix import Case
 from benchmarks.own import model_named
 from benchmarks.workshop import CannotRun, Tables, Workshop
@@ -19,12 +19,12 @@ from quant.exporting.expected import Expected
 from quant.exporting.shipping import VALIDATION, ship
 from quant.methods import method
 from quant.scheme import parse
+from reports.exports import Export, exports_table
 from reports.record import plain
 
 SAMPLES = 100
 
 _DEFAULT_BACKEND = "torch"
-_HEADERS = ("case", "format", "size", "verdict", "SQNR", "agreement", "metric", "codes", "memory", "checked by")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Shipping:
         self._workshop, self._folder, self._count = workshop, folder, samples
         self._memory_limit, self._report = memory_limit, report
         self._expected: dict[str, Expected] = {}
+        self._decoders = Decoders(workshop)
 
     def ship(self, order: Order, formats: Sequence[Format]) -> list[Result]:
         """Return what became of one order in each format."""
@@ -106,7 +107,10 @@ class Shipping:
             calibration = self._workshop.calibration(order.model)
             tables = self._workshop.quantize(case, calibration)
             built = self._built(case, format, tables, calibration)
-            ship(self._expectation(order, tables), format, folder, self._memory_limit, built)
+            expected = self._expectation(order, tables)
+            if format.steps and self._workshop.model(order.model).generation:
+                expected.step = self._decoders.prepare(order.model).graph
+            ship(expected, format, folder, self._memory_limit, built)
         except RejectedExport as error:
             return Result(order.name, format.name, error.validation, "; ".join(error.validation["reasons"]))
         except (ModuleNotFoundError, CannotRun, ValueError, RuntimeError) as error:
@@ -115,7 +119,7 @@ class Shipping:
 
     def _built(self, case: Case, format: Format, tables: Tables, calibration: Samples) -> Path | None:
         """Return the folder that the format's backend has made, of the tables or of the model; None if it has none."""
-        if format.backend is None or format.missing():
+        if format.backend is None or format.steps or format.missing():
             return None
         case = replace(case, backend=format.backend)
         if format.from_template:
@@ -143,33 +147,7 @@ class Shipping:
 
 def table(results: Sequence[Result]) -> str:
     """Return a table of all that was written, and below it a sentence on each that was not, or was rejected."""
-    rows = [_row(result) for result in results if result.validation]
+    written = [Export(result.case, result.format, result.validation) for result in results if result.validation]
     reasons = [f"{result.case} to {result.format}: {result.reason}" for result in results if result.reason]
-    parts = [tabulate(rows, _HEADERS, disable_numparse=True)] if rows else []
+    parts = [exports_table(written)] if written else []
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
-
-
-def _row(result: Result) -> list[str]:
-    found = result.validation
-    parity, codes, memory = found.get("parity"), found.get("codes"), found.get("memory", {}).get("peak_bytes")
-    return [
-        result.case,
-        result.format,
-        f"{found['bytes'] / 1e6:.2f} MB",
-        found["verdict"],
-        ("equal" if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.0f} dB") if parity else "-",
-        f"{100 * parity['agreement']:.1f} %" if parity and parity["agreement"] is not None else "-",
-        _metric(found.get("metric")),
-        f"{codes['identical']}/{codes['weights']}" if codes and codes["weights"] else "-",
-        f"{memory / 1e6:.0f} MB" if memory else "-",
-        found["checked_by"] or "-",
-    ]
-
-
-def _metric(found: dict | None) -> str:
-    """Return the metric's value, and the interval of its difference to the simulation's."""
-    if not found or found.get("value") is None:
-        return "-"
-    interval = found["ci95"]
-    between = f" ({interval[0]:+.3g} .. {interval[1]:+.3g})" if interval else ""
-    return f"{found['metric']} {found['value']:.4g}{between}"

@@ -57,13 +57,26 @@ class Decoders:
         samples = self._workshop.model(name).evaluation(count)
         return Samples((samples.inputs[0][:, : generation.prompt_tokens],), None, samples.clusters)
 
+    def prepare(self, name: str) -> Prepared:
+        """Return a model with the float graph of its step."""
+        self._workshop.prepare(name)
+        if self._prepared is None or self._prepared.model.name != name:
+            self._prepared = self._baseline = None
+            model = self._workshop.model(name)
+
+            def exported(module: object) -> object:
+                return capture_step(module, model.generation.cache)
+
+            self._prepared = self._workshop.export(model, model.generation.build, exported, "quant.generation")
+        return self._prepared
+
     def compile(self, case: Case, tables: Tables | None) -> Artifact:
         """Return a case's artefact that takes steps; ``tables`` None means the runtime's own quantizer.
 
         Raises:
             NoCascade: the case is a cascade that nothing can be certified of.
         """
-        prepared, steps = self._prepare(case.model), tables
+        prepared, steps = self.prepare(case.model), tables
         if tables is not None:
             steps = Tables(carried_over(tables.quantized, prepared.graph), tables.entry)
         artifact = self._workshop.compile_graph(prepared, case.first, steps, calibration=None)
@@ -134,18 +147,6 @@ class Decoders:
                     f"{case} generates {expected[place]} with its cache where it generates {found[place]} without, "
                     f"in place {place + 1}: check the module that takes a step."
                 )
-
-    def _prepare(self, name: str) -> Prepared:
-        self._workshop.prepare(name)
-        if self._prepared is None or self._prepared.model.name != name:
-            self._prepared = self._baseline = None
-            model = self._workshop.model(name)
-
-            def exported(module: object) -> object:
-                return capture_step(module, model.generation.cache)
-
-            self._prepared = self._workshop.export(model, model.generation.build, exported, "quant.generation")
-        return self._prepared
 
 
 class GenerationMeasurement(Measurement):

@@ -26,7 +26,7 @@ from quant.tracing import capture
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BEYOND = 2**31 - 1
+BEYOND = 2**31 - 1
 """A place after every text."""
 _NEW, _PAST = 3, 5
 
@@ -77,7 +77,7 @@ def bytes_of(caches: Sequence[object]) -> int:
 
 def places(length: int, added: int) -> tuple[np.ndarray, np.ndarray]:
     """Return where ``added`` tokens stand after ``length`` others, and where the entries of these others' caches do."""
-    return np.arange(length, length + added), np.array([_BEYOND, *range(length)])
+    return np.arange(length, length + added), np.array([BEYOND, *range(length)])
 
 
 def capture_step(module: nn.Module, shape: CacheShape) -> FloatGraph:
@@ -87,7 +87,7 @@ def capture_step(module: nn.Module, shape: CacheShape) -> FloatGraph:
         ValueError: it does not return logits and as many caches as it takes.
     """
     caches = tuple(map(torch.from_numpy, shape.empty(2, _PAST)))
-    past = torch.tensor([_BEYOND, *range(_PAST - 1)])
+    past = torch.tensor([BEYOND, *range(_PAST - 1)])
     examples = (torch.ones(2, _NEW, dtype=torch.int64), torch.arange(_NEW) + _PAST - 1, past, *caches)
     axes = ({0: "batch", 1: "new"}, {0: "new"}, {0: "past"}, *({0: "batch", 2: "past"},) * shape.tensors)
     graph = capture(module, examples, axes)
@@ -99,6 +99,15 @@ def capture_step(module: nn.Module, shape: CacheShape) -> FloatGraph:
             f"{shape.size}]: check the module and its cache's shape."
         )
     return graph
+
+
+def one_token(step: FloatGraph, length: int) -> FloatGraph:
+    """Return a step for one text that reads one token after at most ``length``, with all sizes fixed."""
+    _, _, _, *caches = (list(example.shape) for example in step.examples["forward"])
+    places = torch.tensor([length - 1]), torch.tensor([*range(length - 1), BEYOND])
+    zeros = (torch.zeros(1, heads, length, size) for _, heads, _, size in caches)
+    examples = (torch.ones(1, 1, dtype=torch.int64), *places, *zeros)
+    return capture(step.module(), examples, tuple({} for _ in examples))
 
 
 def carried_over(quantized: QuantizedModel, step: FloatGraph) -> QuantizedModel:

@@ -63,13 +63,14 @@ def capture(
         dynamic_axes: for each argument the axes of variable size and their names; axis 0 is the batch by default.
 
     Raises:
-        ValueError: the module is in training mode, or an example has a batch of one.
+        ValueError: the module is in training mode, or an example has one of what varies along its first axis.
     """
     if module.training:
         raise ValueError("the module is in training mode: call .eval() before capturing it.")
-    if any(example.ndim and example.shape[0] < 2 for example in examples):
-        raise ValueError("examples need a batch of at least two, or torch.export fixes the batch to one.")
     dynamic_axes = dynamic_axes or tuple({0: "batch"} for _ in examples)
+    pairs = zip(examples, dynamic_axes, strict=True)
+    if any(0 in axes and example.ndim and example.shape[0] < 2 for example, axes in pairs):
+        raise ValueError("examples need a batch of at least two, or torch.export fixes the batch to one.")
     graph, parameters = _read(export(module, examples, dynamic_axes), dynamic_axes)
     written, parameters = _fold_batch_norms(one_layer_each(graph), parameters)
     # Exported once more, because folding may leave what a second export simplifies: names must then be stable.

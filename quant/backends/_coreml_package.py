@@ -185,7 +185,7 @@ def tensor_type(word: str, like: object) -> object:
 def operation(kind: str, name: str, output_type: object, **inputs: object) -> object:
     """Return an operation with one output called ``name``.
 
-    Inputs are names of values, or values themselves; a ``const`` takes its value as ``val``.
+    Inputs are names of values, several of them, or values themselves; a ``const`` takes its value as ``val``.
     """
     from coremltools.converters.mil.backend.mil.helper import create_scalar_value
 
@@ -195,8 +195,9 @@ def operation(kind: str, name: str, output_type: object, **inputs: object) -> ob
     for key, value in inputs.items():
         if kind == "const":
             made.attributes[key].CopyFrom(value)
-        elif isinstance(value, str):
-            made.inputs[key].arguments.add().name = value
+        elif isinstance(value, str | tuple):
+            for source in (value,) if isinstance(value, str) else value:
+                made.inputs[key].arguments.add().name = source
         else:
             made.inputs[key].arguments.add().value.CopyFrom(value)
     return made

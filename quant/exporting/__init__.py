@@ -6,6 +6,7 @@ read without importing it:
     ARTIFACT   what the file, or folder, is called
     BACKEND    the backend whose artefact it is made from; None where it is made from the tables themselves
     TEMPLATE   whether it is the backend's float template instead that it is made from
+    STEPS      whether it is made from a decoder's step of one token instead, with caches as long as the samples
     REQUIRES   importable module -> command that installs it: what writing and checking need besides the backend
     RUNS_ON    the one platform on which its runtime runs; elsewhere it is read by an evaluator of ours
     READ_BY    what reads it where no runtime of its own does, so that memory means nothing; else left out
@@ -29,7 +30,7 @@ from quant.registry import Entry, find, missing, scan
 if TYPE_CHECKING:
     import numpy as np
 
-    from quant.graph import QuantizedModel
+    from quant.graph import FloatGraph, QuantizedModel
 
 Function = Callable[..., "Sequence[np.ndarray]"]
 """A loaded artefact: arrays of one batch to outputs."""
@@ -58,6 +59,8 @@ class Writer(Protocol):
     def write(self, quantized: "QuantizedModel", built: Path | None, artifact: Path) -> None:
         """Write the artefact; ``built`` is the folder in which ``BACKEND`` compiled these tables, or of its template.
 
+        Tables of a step are compiled where the format asks for it.
+
         Raises:
             ValueError: the format cannot hold these tables; one sentence says which and what it can hold.
         """
@@ -73,6 +76,9 @@ class Writer(Protocol):
 
         A weight is left out whose codes the format holds in a way that is not undone here.
         """
+
+    def readers(self, artifact: Path) -> dict[str, Callable[[], Function]]:
+        """Return what else reads the format, by name, as loaders of the artefact; left out where nothing does."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,10 @@ class Format:
     @property
     def from_template(self) -> bool:
         return self.entry.constants.get("TEMPLATE", False)
+
+    @property
+    def steps(self) -> bool:
+        return self.entry.constants.get("STEPS", False)
 
     @property
     def evidence(self) -> str:
@@ -148,6 +158,7 @@ def export(
     directory: Path | str,
     samples: "Sequence[np.ndarray] | None" = None,
     memory_limit: int | None = None,
+    step: "FloatGraph | None" = None,
 ) -> Path:
     """Write ``quantized`` in a format into ``directory``, check it in a fresh process, and return the artefact's path.
 
@@ -158,6 +169,7 @@ def export(
     Args:
         samples: what it is checked on, one array [n, ...] per input of the model; by default the graph's examples.
         memory_limit: bytes that the process which runs it may hold at most.
+        step: of a decoder, what :func:`quant.generation.capture_step` makes of it, for formats that go on with texts.
 
     Raises:
         ValueError: the format is unknown, or cannot hold these tables.
@@ -167,4 +179,4 @@ def export(
     from quant.exporting.expected import Expected
     from quant.exporting.shipping import ship
 
-    return ship(Expected(quantized, samples), format_named(format), Path(directory), memory_limit)
+    return ship(Expected(quantized, samples, step=step), format_named(format), Path(directory), memory_limit)

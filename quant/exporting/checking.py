@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,10 +11,11 @@ import numpy as np
 
 import quant
 from quant.exporting import Format
+from quant.exporting.child import OUTPUTS
 from quant.exporting.expected import Expected
 
 SECONDS = 120.0
-"""After so long no further sample is run: kernels that are written for another device may be slow on this one."""
+"""Of processor time, after which no further sample is run: kernels for another device may be slow on this one."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -29,6 +30,7 @@ class Found:
     evidence     "measured" by the format's own runtime, or "evaluated"
     peak_bytes   the most it held, the interpreter included
     failure      the last thing it said, where it failed
+    readers      the outputs of whatever else reads the format, by name, or one line on why there are none
     """
 
     outputs: np.ndarray | None
@@ -37,6 +39,7 @@ class Found:
     evidence: str
     peak_bytes: int | None
     failure: str | None = None
+    readers: dict[str, np.ndarray | str] = field(default_factory=dict)
 
 
 def check(expected: Expected, format: Format, artifact: Path) -> Found:
@@ -58,8 +61,16 @@ def check(expected: Expected, format: Format, artifact: Path) -> Found:
             failure = said[-1] if said else f"it ended with status {done.returncode}"
             return Found(None, {}, None, format.evidence, None, failure)
         answer = json.loads((folder / "answer.json").read_text())
-        outputs = np.fromfile(folder / "outputs", np.float32).reshape(answer.pop("shape"))
+        outputs = _outputs(folder / OUTPUTS, answer.pop("shape"))
+        answer["readers"] = {
+            name: shape if isinstance(shape, str) else _outputs(folder / f"{OUTPUTS}_{name}", shape)
+            for name, shape in answer["readers"].items()
+        }
     return Found(outputs, evidence=format.evidence, **answer)
+
+
+def _outputs(path: Path, shape: list[int]) -> np.ndarray:
+    return np.fromfile(path, np.float32).reshape(shape)
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from quant.exporting import Layout
-from quant.graph import QuantizedModel, simulate, simulate_perturbed
+from quant.graph import FloatGraph, QuantizedModel, simulate, simulate_perturbed
 
 Scores = Callable[[np.ndarray], np.ndarray]
 """From outputs [n, ...] to a score of each class [n, ..., classes]."""
@@ -21,6 +21,7 @@ class Expected:
     samples  one array [n, ...] per input; the graph's examples where none are given
     scores   what outputs say of classes; None where they say nothing of any
     metric   what else is found out about outputs, where there are labels
+    step     how a decoder goes on with a text (see :mod:`quant.generation`); None of models that do not
     """
 
     def __init__(
@@ -29,8 +30,9 @@ class Expected:
         samples: Sequence[np.ndarray] | None = None,
         scores: Scores | None = lambda outputs: outputs,
         metric: Metric | None = None,
+        step: FloatGraph | None = None,
     ) -> None:
-        self.quantized, self.scores, self.metric = quantized, scores, metric
+        self.quantized, self.scores, self.metric, self.step = quantized, scores, metric, step
         examples = quantized.graph.examples["forward"]
         self.samples = [value.numpy() for value in examples] if samples is None else list(samples)
         self._check()

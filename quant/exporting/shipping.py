@@ -13,6 +13,8 @@ from quant.exporting import Format, RejectedExport
 from quant.exporting.checking import check
 from quant.exporting.expected import Expected
 from quant.exporting.verdict import verdict
+from quant.generation import carried_over, one_token
+from quant.graph import QuantizedModel
 
 VALIDATION, SAMPLE = "validation.json", "sample.npz"
 SCHEMA = 1
@@ -82,9 +84,17 @@ def _write(expected: Expected, format: Format, written: Path, built: Path | None
         return
     from quant.compiler import build, build_template
 
+    compiled = _of_steps(expected, format) if format.steps else quantized
     with TemporaryDirectory() as folder:
-        (build_template if format.from_template else build)(quantized, format.backend, Path(folder))
+        (build_template if format.from_template else build)(compiled, format.backend, Path(folder))
         format.load().write(quantized, Path(folder), written)
+
+
+def _of_steps(expected: Expected, format: Format) -> QuantizedModel:
+    """Return the tables as those of a step of one token, whose caches hold what was read of a sample."""
+    if expected.step is None:
+        raise ValueError(f"the format {format.name} holds decoders that go on with texts, and no step of one is given.")
+    return carried_over(expected.quantized, one_token(expected.step, expected.samples[0].shape[1]))
 
 
 def _write_sample(expected: Expected, path: Path) -> None:

@@ -35,6 +35,11 @@ def verdict(expected: Expected, found: Found, memory_limit: int | None) -> dict[
             findings["metric"] = expected.metric(expected.outputs[: len(found.outputs)], found.outputs)
     else:
         reasons.append("its outputs hold NaN or infinity")
+    if found.readers:
+        findings["readers"] = {}
+    for name, outputs in found.readers.items():
+        findings["readers"][name], wrong = _reader(expected, outputs)
+        reasons += [f"in {name} {reason}" for reason in wrong]
     findings["codes"] = _codes(expected, found)
     if findings["codes"]["different"]:
         reasons.append(f"the codes of {findings['codes']['different'][0]!r} are not the table's")
@@ -80,6 +85,20 @@ def _unlike(parity: dict) -> list[str]:
     if agreement is not None and agreement < least:
         reasons.append(f"it agrees with the simulation on {100 * agreement:.1f} % of the best classes")
     return reasons
+
+
+def _reader(expected: Expected, outputs: np.ndarray | str) -> tuple[dict[str, object], list[str]]:
+    """Return how the outputs of another reader compare, and what is wrong with them.
+
+    One that does not take the file says nothing against the file: it may lack an operator.
+    """
+    if isinstance(outputs, str):
+        return {"reason": outputs}, []
+    if outputs.shape[1:] != expected.outputs.shape[1:] or not np.isfinite(outputs).all():
+        reason = f"its outputs are not finite ones of the shape {expected.outputs.shape[1:]}"
+        return {"reason": reason}, [reason]
+    found = parity(expected, outputs)
+    return found, _unlike(found)
 
 
 def _codes(expected: Expected, found: Found) -> dict[str, object]:

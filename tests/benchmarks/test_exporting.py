@@ -72,9 +72,15 @@ def test_a_case_is_exported_with_its_metric_on_held_out_samples(exported, tmp_pa
 def test_without_a_format_all_that_suit_are_written_and_the_others_told(exported, tmp_path):
     status, said = exported("digits-rtn-int4", "--samples=5")
     assert status == 0
-    here = {name for name, format in formats().items() if not format.missing()} - {"gguf", "litert", "mlx_lm"}
+    here = {name for name, format in formats().items() if not format.missing()} - {
+        "coreml_stateful",
+        "gguf",
+        "litert",
+        "mlx_lm",
+    }
     assert {path.name for path in (tmp_path / "out" / "digits-rtn-int4").iterdir()} == here
     assert "digits-rtn-int4 to gguf: this format holds Llama-like decoders only" in said.out
+    assert "digits-rtn-int4 to coreml_stateful: the format coreml_stateful holds decoders that go on with" in said.out
 
 
 def test_a_format_asked_for_that_cannot_hold_the_case_is_bad_input(exported, tmp_path):

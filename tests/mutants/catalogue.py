@@ -165,7 +165,7 @@ MUTANTS = [
         "quant/methods/hqq.py",
         _WEIGHTS,
         {
-            "zero_point + (codes - target / scale)": "zero_point - (codes - target / scale)",
+            "_ITERATIONS = 8": "_ITERATIONS = 0",
             "difference.abs_().pow_(POWER)": "difference.abs_().pow_(2)",
             "magnitude.sub_(threshold)": "magnitude.add_(threshold)",
         },

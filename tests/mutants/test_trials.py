@@ -12,6 +12,7 @@ KILLED = Mutant("quant/sum.py", "a + b", "a - b", TESTS)
 SURVIVOR = Mutant("quant/sum.py", "return 7", "return 8", TESTS)
 STALE = Mutant("quant/sum.py", "a * b", "a / b", TESTS)
 TWICE = Mutant("quant/sum.py", "return", "yield", TESTS)
+ENDLESS = Mutant("quant/sum.py", "    return a + b", "    while True:\n        pass", TESTS)
 BROKEN = Mutant("quant/sum.py", "def total", "def total(", TESTS)
 
 
@@ -47,6 +48,12 @@ def test_tests_that_fail_without_a_mutant_prove_nothing(project):
     (project / "quant" / "sum.py").write_text("def total(a, b):\n    return a + b + 1\n")
     with pytest.raises(ValueError, match=r"tests/test_sum\.py fails without any mutant"):
         tried(project, KILLED)
+
+
+def test_a_mutant_that_never_ends_is_killed_by_the_processor_time_it_takes(project, monkeypatch):
+    monkeypatch.setattr("tests.mutants.trials._SECONDS", 5)
+    trial = tried(project, ENDLESS)[ENDLESS]
+    assert (trial.outcome, trial.output) == ("killed", "no end after 5 seconds of processor time")
 
 
 def test_what_was_killed_is_not_tried_again_until_the_code_changes(project, monkeypatch):

@@ -152,6 +152,12 @@ def test_groups_that_do_not_divide_have_a_short_last_block():
     assert expand(high, (1, 4), (1, 10)).tolist() == [[3.0] * 4 + [7.0] * 4 + [9.0] * 2]
 
 
+def test_a_group_is_no_wider_than_the_row_it_lies_in():
+    format = parse("int4").linear
+    assert block_of(format, (6, 20), (1, 20)) == (1, 20)
+    assert block_of(format, (6, 80), (1, 80)) == (1, 32)
+
+
 def test_bits_are_counted_with_scales_and_zero_points():
     result = quantized(torch.randn(2, 64), parse("int4").linear)
     assert result.nbits == 2 * 64 * 4 + 4 * (16 + 4)

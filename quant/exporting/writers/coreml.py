@@ -14,7 +14,7 @@ ARTIFACT = "model.mlpackage"
 BACKEND = "coreml"
 RUNS_ON = "darwin"
 
-_KEY = "quant.names"
+KEY = "quant.names"
 _COMPRESSED = {"constexpr_blockwise_shift_scale": "data", "constexpr_lut_to_dense": "indices"}
 
 
@@ -28,7 +28,7 @@ def write(quantized, built: Path, artifact: Path) -> None:
     kept = {"constants": names["constants"], "outputs": names["outputs"], "inputs": names["inputs"]}
     kept["in_gate_order"] = sorted(weights_in_gate_order(quantized.graph))
     model = coremltools().proto.Model_pb2.Model.FromString((artifact / SPECIFICATION).read_bytes())
-    model.description.metadata.userDefined[_KEY] = json.dumps(kept)
+    model.description.metadata.userDefined[KEY] = json.dumps(kept)
     (artifact / SPECIFICATION).write_bytes(model.SerializeToString())
 
 
@@ -36,7 +36,7 @@ def load(artifact: Path):
     """Load the package into Core ML on macOS, elsewhere into the reference evaluator."""
     from quant.backends._coreml_package import coremltools
 
-    kept = _kept(_specification(artifact))
+    kept = kept_in(specification(artifact))
     if sys.platform == "darwin":
         run = coremltools().models.MLModel(str(artifact)).predict
     else:
@@ -66,7 +66,7 @@ def codes(artifact: Path, layouts: Mapping[str, Layout]) -> dict[str, np.ndarray
     from quant.backends._coreml_recurrent import reordered
 
     program = Program(artifact)
-    kept = _kept(program.model)
+    kept = kept_in(program.model)
     stored = {operation.outputs[0].name: operation for operation in program.operations if operation.outputs}
     found = {}
     for name, layout in layouts.items():
@@ -81,11 +81,11 @@ def codes(artifact: Path, layouts: Mapping[str, Layout]) -> dict[str, np.ndarray
     return found
 
 
-def _specification(artifact: Path):
+def specification(artifact: Path):
     from quant.backends._coreml_package import SPECIFICATION, coremltools
 
     return coremltools().proto.Model_pb2.Model.FromString((artifact / SPECIFICATION).read_bytes())
 
 
-def _kept(model) -> dict:
-    return json.loads(model.description.metadata.userDefined[_KEY])
+def kept_in(model) -> dict:
+    return json.loads(model.description.metadata.userDefined[KEY])

@@ -18,7 +18,7 @@ from quant.exporting.litert_conversion import MODEL, TENSORS, constants
 
 ARTIFACT = "litert"
 BACKEND = None
-ENVIRONMENT = {"folder": ".litert", "packages": "litert-torch"}
+ENVIRONMENT = {"folder": ".litert", "packages": "'torch<2.14' litert-torch"}
 
 
 def write(quantized, built: None, artifact: Path) -> None:

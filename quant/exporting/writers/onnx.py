@@ -4,13 +4,15 @@ Inputs of operators in integers go through QuantizeLinear and DequantizeLinear. 
 and computes the rest as it stands.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from quant.exporting import Layout
+from quant.exporting import Function, Layout
+from quant.exporting.writers import openvino
 from quant.exporting.writers.onnxruntime import TOO_LARGE, load, version
 
-__all__ = ["codes", "load", "version", "write"]
+__all__ = ["codes", "load", "readers", "version", "write"]
 
 ARTIFACT = "model.onnx"
 BACKEND = "onnxruntime"
@@ -41,3 +43,15 @@ def codes(artifact: Path, layouts: Mapping[str, Layout]):
 
     onnx.checker.check_model(artifact, full_check=True)
     return read(artifact, layouts)
+
+
+def readers(artifact: Path) -> dict[str, Callable[[], Function]]:
+    """Return the two others that standard ONNX is tried in: its reference implementation, and OpenVINO."""
+    return {"onnx_reference": partial(_reference, artifact), "openvino": partial(openvino.compiled, artifact)}
+
+
+def _reference(artifact: Path) -> Function:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(artifact))
+    return lambda *inputs: evaluator.run(None, dict(zip(evaluator.input_names, inputs, strict=True)))

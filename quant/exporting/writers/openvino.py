@@ -35,9 +35,14 @@ def write(quantized, built: Path, artifact: Path) -> None:
 
 
 def load(artifact: Path):
+    return compiled(artifact / _MODEL)
+
+
+def compiled(file: Path):
+    """Load what OpenVINO reads, its own representation or ONNX."""
     import openvino
 
-    model = openvino.Core().compile_model(artifact / _MODEL, "CPU", _SETTINGS)
+    model = openvino.Core().compile_model(file, "CPU", _SETTINGS)
     return lambda *inputs: [np.array(value) for value in model(list(inputs)).values()]
 
 

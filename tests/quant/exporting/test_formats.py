@@ -47,6 +47,20 @@ def test_an_export_computes_what_its_tables_mean_and_holds_their_codes(tables, i
     assert found["codes"] == {"weights": weights, "identical": weights, "different": []}
 
 
+@pytest.mark.parametrize(("method", "bits"), [("rtn", "int4"), ("rtn", "int8"), ("static", "int8")])
+def test_standard_onnx_means_the_same_to_its_reference_implementation_and_to_openvino(
+    tables, images, tmp_path, method, bits
+):
+    needs("onnx")
+    found = validation_of(quant.export(tables(method, bits), "onnx", tmp_path, [images.numpy()]))["readers"]
+    assert found["onnx_reference"]["agreement"] == 1
+    assert found["onnx_reference"]["samples"] == len(images)
+    if formats()["openvino"].missing():
+        assert found["openvino"] == {"reason": "not installed: No module named 'openvino'"}
+    else:
+        assert found["openvino"]["agreement"] == 1
+
+
 def test_litert_computes_in_integers_and_keeps_their_codes(tables, images, tmp_path):
     needs("litert")
     quantized = tables("static", "int8")

@@ -123,6 +123,18 @@ def test_answers_that_are_not_the_simulation_s_are_rejected(expected, good, chan
     assert reason in "; ".join(found["reasons"])
 
 
+def test_what_else_reads_a_format_must_compute_the_same_and_may_be_absent(expected, good):
+    others = {"sound": good.outputs, "absent": "not installed: No module named 'absent'"}
+    found = verdict(expected, replace(good, readers=others), None)
+    assert found["verdict"] == "pass"
+    assert found["readers"]["sound"]["agreement"] == 1
+    assert found["readers"]["absent"] == {"reason": "not installed: No module named 'absent'"}
+    wrong = verdict(expected, replace(good, readers={"wrong": good.outputs * np.float32(1.02)}), None)
+    assert wrong["reasons"] == ["in wrong its outputs differ from the simulation's by 2 % of their norm"]
+    broken = verdict(expected, replace(good, readers={"broken": good.outputs[:, :1]}), None)
+    assert broken["verdict"] == "rejected"
+
+
 def test_answers_that_agree_too_seldom_are_rejected(expected, good):
     # Ties: the best class changes while the outputs hardly do.
     outputs = good.outputs.copy()

@@ -4,6 +4,7 @@ from torch import nn
 
 import quant
 from quant.methods import methods
+from quant.methods.static import on_accumulator_grid
 
 VARIANTS = [name for name in methods() if name.split("_")[0] == "static"]
 
@@ -87,6 +88,16 @@ def test_corrected_biases_lie_on_the_grid_of_the_accumulator(uneven, batches):
         grid = quantizer.scale.double() * quantized.weights[node.arguments[1].name].scale.double().flatten()
         steps = quantized.floats[node.arguments[2].name].double() / grid
         torch.testing.assert_close(steps, steps.round(), rtol=1e-6, atol=1e-3)
+
+
+def test_a_bias_is_rounded_to_the_nearest_of_its_grid():
+    generator = torch.Generator().manual_seed(0)
+    bias, codes = torch.randn(16, generator=generator), torch.ones(16, 4, dtype=torch.int8)
+    scale, activation = torch.rand(16, 1, generator=generator) + 0.5, torch.tensor(0.25)
+    found = on_accumulator_grid(bias, scale, codes, activation)
+    grid = (scale * activation).flatten()
+    assert ((found - bias).abs() <= grid * 0.5001).all()
+    torch.testing.assert_close(found / grid, (found / grid).round())
 
 
 def test_the_float_graph_is_not_touched_and_floats_hold_what_changed(uneven, batches):

@@ -1,5 +1,6 @@
 """What all weight-only methods promise, and what each of mse and hqq does beyond."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ import quant
 from quant.grids import fit_grids
 from quant.methods import hqq, methods, mse
 from quant.scheme import parse
-from quant.tensor import quantize, quantize_with
+from quant.tensor import quantize, quantize_with, scale_and_zero_point
 
 WEIGHT_METHODS = ("mse", "hqq", "gptq", "adaround")
 
@@ -111,6 +112,22 @@ def test_mse_is_near_the_best_of_all_grids(bits):
         best += best_squared_error(values, format)
     assert best <= total * 1.001
     assert total <= 1.2 * best
+
+
+@pytest.mark.parametrize("bits", ["int4", "int3", "int2"])
+def test_mse_is_no_worse_in_any_block_than_any_narrower_range(bits):
+    torch.manual_seed(1)
+    weight, format = torch.distributions.StudentT(3.0).sample((64, 32)), parse(bits).linear
+    low, high = weight.amin(1, keepdim=True).clamp(max=0), weight.amax(1, keepdim=True).clamp(min=0)
+
+    def error(scale, zero_point):
+        found = quantize_with(weight, scale, zero_point, format, (1, 32)).dequantize()
+        return (found - weight).square().sum(1)
+
+    narrowest = {"int4": 0.55, "int3": 0.45, "int2": 0.3}[bits]
+    ranges = (scale_and_zero_point(low * share, high * share, format) for share in np.linspace(1, narrowest, 10))
+    least = torch.stack([error(*found) for found in ranges]).amin(0)
+    assert (error(*mse.search(weight, format, (1, 32))) <= least * 1.0001).all()
 
 
 def test_mse_never_has_a_larger_error_than_rounding():
