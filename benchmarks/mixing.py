@@ -115,7 +115,8 @@ class Mixer:
     @cached_property
     def stored_bits(self) -> np.ndarray:
         """What the backend stores of each weight in each word: float64 [weights, words]."""
-        return self.offer.bits(self._widths, self.target.constant("GROUP_BITS"))
+        constants = (self.target.constant(name) for name in ("GROUP_BITS", "LOOSE_WIDTHS"))
+        return self.offer.bits(self._widths, *constants)
 
     @cached_property
     def by_size(self) -> Problem:

@@ -75,12 +75,19 @@ class Offer:
         groups = (dict.fromkeys(group.parameters) for group in linear_groups(self.graph, place))
         return tuple(tuple(place[name] for name in group) for group in groups if len(group) > 1)
 
-    def bits(self, widths: Sequence[int] = WIDTHS, group_bits: Mapping[int, int] | None = None) -> np.ndarray:
+    def bits(
+        self,
+        widths: Sequence[int] = WIDTHS,
+        group_bits: Mapping[int, int] | None = None,
+        loose_widths: Sequence[int] | None = None,
+    ) -> np.ndarray:
         """Return what the weights take: float64 [weights, words]; nothing where a word is not open to a weight.
 
         Args:
             widths: of codes that are stored without padding; others take the next wider one.
             group_bits: width -> what scale and zero point of an asymmetric group take, where it is not the table's.
+            loose_widths: what holds instead of both for weights that are no matrices of whole groups, whose zero
+                points take a byte each.
         """
 
         def taken(name: str, word: str) -> float:
@@ -88,7 +95,11 @@ class Offer:
             if word not in self.layouts[name]:
                 return 0.0
             layout = self.layouts[name][word]
-            return 16.0 * prod(shape) if layout is None else _stored_bits(shape, *layout, widths, group_bits)
+            if layout is None:
+                return 16.0 * prod(shape)
+            if loose_widths and not _in_whole_groups(shape, *layout):
+                return _stored_bits(shape, *layout, loose_widths, None, loose=True)
+            return _stored_bits(shape, *layout, widths, group_bits)
 
         return np.array([[taken(name, word) for word in self.words] for name in self.weights])
 
@@ -144,10 +155,15 @@ def _stored_bits(
     block: tuple[int, ...],
     widths: Sequence[int],
     group_bits: Mapping[int, int] | None,
+    loose: bool = False,
 ) -> float:
     width = next((width for width in sorted(widths) if width >= format.bits), format.bits)
     scales = prod(-(-size // within) for size, within in zip(shape, block, strict=True))
     if group_bits and not format.symmetric:
         return float(prod(shape) * width + scales * group_bits[width])
-    zero_points = 0 if format.symmetric else scales * width
+    zero_points = 0 if format.symmetric else scales * (8 if loose else width)
     return float(prod(shape) * width + scales * format.scale_bits + zero_points)
+
+
+def _in_whole_groups(shape: tuple[int, ...], format: NumberFormat, block: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and block == (1, format.group_size) and shape[1] % format.group_size == 0

@@ -18,6 +18,7 @@ A backend's file starts with literal constants that are read without importing i
     RUNS_ON   the one platform on which the runtime itself runs; elsewhere its artefacts are evaluated otherwise
     WIDTHS    bits of the integers it stores without padding; a weight of another width takes the next wider one
     GROUP_BITS  width -> bits that scale and zero point of an asymmetric group take; absent where they are the table's
+    LOOSE_WIDTHS  widths of codes of weights that are no matrices of whole groups; absent where they are stored alike
     SETTINGS  name -> values of what :meth:`Backend.load` takes, the default first: what is worth trying on a machine
     NUMBERS   bits word -> words like it that a kernel may be faster with
     INTEGER_KERNELS  whether 8-bit activations are multiplied with 8-bit weights by the processor itself

@@ -40,6 +40,7 @@ NATIVE = {"native": {"int8": "mlx.core.quantize, groups of 64", "int4": "mlx.cor
 DYNAMIC_GRANULARITY = "token"
 WIDTHS = [2, 3, 4, 5, 6, 8]
 GROUP_BITS = {2: 32, 3: 32, 4: 32, 5: 64, 6: 64, 8: 64}
+LOOSE_WIDTHS = [4, 8]
 SETTINGS = {"compiled": (None, True, False)}
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 import quant
 from quant.backends import targets
-from quant.backends._mlx_weights import AFFINE_BITS
+from quant.backends._mlx_weights import AFFINE_BITS, encode
 from quant.backends._onnx_packing import CONTAINERS
 from quant.mixed import least_error
 from quant.offers import HALF, WIDTHS, WORDS, Offer, layouts_of, words_of
@@ -55,6 +55,21 @@ def test_backends_say_the_widths_that_they_pack():
     assert widths["onnxruntime"] == CONTAINERS
     assert widths["mlx"] == AFFINE_BITS
     assert all(set(known) <= set(WIDTHS) for known in widths.values())
+
+
+def test_mlx_takes_the_bits_that_are_foreseen_of_whole_groups_and_others():
+    """Rows of 128 are packed in groups of 32 and of 128; those of 672 in groups of 32 alone, and rows of 24 in none."""
+    shapes = {"whole": (40, 128), "broken": (40, 672), "short": (40, 24)}
+    module = nn.ModuleDict({name: nn.Linear(shape[1], shape[0], bias=False) for name, shape in shapes.items()})
+    module.forward = lambda a, b, c: module["whole"](a) + module["broken"](b) + module["short"](c)
+    graph = quant.capture(module.eval(), tuple(torch.randn(2, shape[1]) for shape in shapes.values()))
+    offer, mlx = Offer(graph, ("int3_g32", "int5_g32", "int5_g128", "int8_g128")), targets()["mlx"]
+    bits = offer.bits(*map(mlx.constant, ("WIDTHS", "GROUP_BITS", "LOOSE_WIDTHS")))
+    for name, row in zip(offer.weights, bits, strict=True):
+        for word, foreseen in zip(offer.words, row, strict=True):
+            tensor = quantize(graph.parameters[name], *offer.layouts[name][word])
+            _, stored = encode(name, tensor, ())
+            assert foreseen == 8 * sum(part.nbytes for part in stored.values()), (name, word)
 
 
 def test_bits_per_weight_and_budgets_are_each_others_inverse(graph):
