@@ -16,6 +16,7 @@ from quant.scheme import FLOAT_WORDS, REDUCED_WORD, Scheme, parse
 _ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
 _LAYERS = Path(__file__).parent / "layers"
 _QUANTIZERS_BACKEND = "torch"
+_ATTEND = ("encoder", "decoder")
 _ADDED: dict[str, Entry] = {}
 
 
@@ -187,7 +188,12 @@ def _refusal(case: Case) -> str | None:
     family = models()[case.model].constants["FAMILY"]
     if how.family == "dynamic" and family == "convolutional":
         return "no runtime has a fast convolution kernel for activations quantized at run time: use a static method"
+    if how.settings.get("attention") and family not in _ATTEND:
+        return f"a {family} network has no attention, which is all that {how.name} quantizes beyond dynamic"
     refuses = where.constant("REFUSES", {})
+    for key in (how.name, f"{family}-{case.bits}"):
+        if key in refuses:
+            return refuses[key]
     if how.native:
         offered = where.constant("NATIVE", {}).get(how.name, {})
         return (

@@ -6,7 +6,7 @@ A17 Pro/M4 chips"). CUDA: the compute capabilities that brought int8, bf16, fp8 
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from quant.hardware._parts import Accelerator, Machine, Processor
 from quant.hardware.bandwidth import Bandwidth
@@ -65,12 +65,6 @@ def _on_processor(processor: Processor) -> Suited:
     return Suited(both | blocks, f"{signs} products with weights symmetric per channel have instructions")
 
 
-def _on_openvino(processor: Processor) -> Suited:
-    """Return the same without inputs quantized at run time per token, which it has no kernels for."""
-    found = _on_processor(processor)
-    return replace(found, words={family: words for family, words in found.words.items() if family != "dynamic"})
-
-
 def _on_mlx(processor: Processor) -> Suited:
     words = {"weight_only": ("int4", "int8")}
     if processor.apple:
@@ -104,8 +98,7 @@ def _on_core_ml(processor: Processor) -> Suited:
 
 
 _SUITED = {
-    **dict.fromkeys(("torch", "torch_compile", "onnxruntime"), _on_processor),
-    "openvino": _on_openvino,
+    **dict.fromkeys(("torch", "torch_compile", "onnxruntime", "openvino"), _on_processor),
     **dict.fromkeys(("torch_mps", "torch_cuda"), _on_torch_gpu),
     **dict.fromkeys(("mlx", "mlx_cpu"), _on_mlx),
     **dict.fromkeys(("coreml", "coreml_cpu", "coreml_gpu"), _on_core_ml),
