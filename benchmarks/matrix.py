@@ -11,12 +11,12 @@ from pathlib import Path
 from quant.backends import Target, target, targets
 from quant.methods import Method, method, methods
 from quant.registry import Entry, find, missing, scan
-from quant.scheme import DYNAMIC_WORDS, FLOAT_WORDS, REDUCED_WORD, Scheme, parse
+from quant.scheme import DYNAMIC_WORDS, FLOAT_WORDS, REDUCED_WORD, SYMMETRIC_WORD, Scheme, parse
 
 _ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
 _LAYERS = Path(__file__).parent / "layers"
 _QUANTIZERS_BACKEND = "torch"
-_AS_INT8 = (REDUCED_WORD, *DYNAMIC_WORDS)
+_AS_INT8 = (REDUCED_WORD, SYMMETRIC_WORD, *DYNAMIC_WORDS)
 _ATTEND = ("encoder", "decoder")
 _ADDED: dict[str, Entry] = {}
 
@@ -136,7 +136,7 @@ def quantizers() -> tuple[Case, ...]:
 
     Tables know no runtime. Where their scheme does depend on one, in what is quantized at run time, it is torch's.
     Methods that train are left out: they take what their recipes allow them, minutes. So are words for bits that cost
-    what int8 does: weights of reduced range, and how activations are quantized at run time.
+    what int8 does: weights of reduced range, and how activations are quantized.
     """
     of_models = [
         case

@@ -20,6 +20,9 @@ CodebookName = Literal["nf4", "e2m1", "e4m3", "e5m2", "learned"]
 INTEGER_WORDS = {f"int{bits}": bits for bits in (8, 6, 5, 4, 3, 2)}
 REDUCED_WORD = "int8_reduced"
 """W8A8 with weights of 7 bits, whose products never saturate (``quant.hardware.saturation``)."""
+SYMMETRIC_WORD = "int8_sym"
+"""W8A8 whose static activations have no zero point: for processors with products of two signed factors alone, and for
+the Neural Engine."""
 DYNAMIC_WORDS = {
     "int8_token_sym": ("token", True),
     "int8_token_asym": ("token", False),
@@ -129,7 +132,7 @@ WORDS = (*INTEGER_WORDS, W4A8, *CODEBOOK_FORMATS, *PALETTE_WORDS, *FLOAT_WORDS)
 _MEANT = {
     "float": "fp32",
     "weight_only": "int4",
-    "static": "int8 or int8_reduced",
+    "static": "int8, int8_sym or int8_reduced",
     "dynamic": "int8, int8_reduced or w4a8, or int8_token_sym, _token_asym, _tensor_sym or _tensor_asym",
 }
 
@@ -198,7 +201,9 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
         return _codebook(word, base, suffixes)
     if family == "weight_only" and base in PALETTE_WORDS:
         return _palette(word, PALETTE_WORDS[base], suffixes)
-    if word in ("int8", REDUCED_WORD) and family in ("static", "dynamic"):
+    if word in ("int8", REDUCED_WORD, SYMMETRIC_WORD) and family == "static":
+        return _eight_bit(word, family, "tensor", symmetric=word == SYMMETRIC_WORD)
+    if word in ("int8", REDUCED_WORD) and family == "dynamic":
         return _eight_bit(word, family, dynamic_granularity, symmetric=dynamic_granularity != "tensor")
     if word in DYNAMIC_WORDS and family == "dynamic":
         return _eight_bit(word, family, *DYNAMIC_WORDS[word])
@@ -264,11 +269,9 @@ def _four_and_eight_bit(word: str) -> Scheme:
 
 
 def _eight_bit(word: str, family: Family, granularity: Granularity, symmetric: bool) -> Scheme:
-    """Return W8A8; static activations have a fixed range per tensor, whatever those quantized at run time have."""
+    """Return W8A8, its activations quantized as ``granularity`` and ``symmetric`` say."""
     bits = 7 if word == REDUCED_WORD else 8
     weights = NumberFormat(bits, symmetric=True, granularity="channel", scale_dtype="float32")
-    if family == "static":
-        granularity, symmetric = "tensor", False
     group = DEFAULT_GROUP_SIZE if granularity == "group" else None
     activations = NumberFormat(8, symmetric, granularity, group, scale_dtype="float32")
     return Scheme(word, family, weights, weights, activations)

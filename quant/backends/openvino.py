@@ -44,7 +44,7 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8", "int8_reduced"],
+    "static": ["int8", "int8_sym", "int8_reduced"],
     "dynamic": ["int8", "int8_reduced", "w4a8"],
 }  # fmt: skip
 REFUSES = {

@@ -90,7 +90,7 @@ def _on_neural_engine(processor: Processor) -> Suited:
         return Suited(words, f"{palettes} load faster; it computes in fp16")
     since = "" if processor.apple else f" from the M{_FIRST_INT8_NEURAL_ENGINE} on"
     whole = f"symmetric W8A8 with weights per channel computes in int8{since}, while no operator between stays float"
-    return Suited({"static": ("int8",)} | words, f"{whole}; {palettes} load faster")
+    return Suited({"static": ("int8_sym",)} | words, f"{whole}; {palettes} load faster")
 
 
 def _on_core_ml(processor: Processor) -> Suited:

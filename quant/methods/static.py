@@ -23,7 +23,7 @@ from quant.scheme import Scheme
 from quant.tensor import QuantizedTensor, scale_and_zero_point
 
 METHODS = {
-    "static": {"family": "static", "bits": ("int8", "int8_reduced"), "core": ("int8",), "calibrates": True},
+    "static": {"family": "static", "bits": ("int8", "int8_sym", "int8_reduced"), "core": ("int8",), "calibrates": True},
     "static_plain": {
         "family": "static",
         "bits": ("int8",),
