@@ -101,3 +101,14 @@ def test_the_same_data_gives_the_same_tables(uneven, batches):
     first, second = (quant.quantize(uneven, "static", "int8", batches) for _ in range(2))
     assert all(torch.equal(first.weights[name].codes, second.weights[name].codes) for name in first.weights)
     assert all(torch.equal(first.floats[name], second.floats[name]) for name in first.floats)
+
+
+def test_sums_in_float_quantize_all_but_the_inputs_of_additions(uneven, batches):
+    in_float, all_of_it = (
+        quant.quantize(uneven, name, "int8", batches) for name in ("static_float_sums", "static_mse")
+    )
+    left = set(all_of_it.activations) - set(in_float.activations)
+    assert {uneven.node(edge).operator for edge in left} == {"aten.add.Tensor"}
+    assert len(left) == 2
+    assert set(in_float.activations) < set(all_of_it.activations)
+    assert error(uneven, "static_float_sums", batches) < error(uneven, "static_mse", batches)
