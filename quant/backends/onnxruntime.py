@@ -46,7 +46,7 @@ EXECUTES = {
     ],
 }  # fmt: skip
 REFUSES = {
-    "static_float_sums": "ONNX Runtime's integer convolutions write integers alone, which sums then add.",
+    "static_gptq": "ONNX Runtime's integer convolutions write integers alone, which sums then add.",
     "bf16": "ONNX Runtime has no bfloat16 kernels for the CPU.",
     "recurrent-int8_token_sym": "ONNX Runtime's LSTM kernel quantizes asymmetrically per tensor, as int8 does.",
     "recurrent-int8_token_asym": "ONNX Runtime's LSTM kernel quantizes asymmetrically per tensor, as int8 does.",

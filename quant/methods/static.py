@@ -17,6 +17,7 @@ from quant.bias import correct_fast, correct_full
 from quant.calibrate import Batch, observe_ranges
 from quant.equalize import equalize
 from quant.graph import ActivationQuantizer, Edge, FloatGraph, QuantizedModel
+from quant.methods import gptq
 from quant.methods.rtn import round_weights
 from quant.nodes import QUANTIZABLE, RESIDUAL, Graph, Node, Value
 from quant.scheme import Scheme
@@ -44,11 +45,11 @@ METHODS = {
         "settings": {"ranges": "percentile"},
     },
     "static_mse": {"family": "static", "bits": ("int8",), "calibrates": True, "settings": {"ranges": "mse"}},
-    "static_float_sums": {
+    "static_gptq": {
         "family": "static",
         "bits": ("int8",),
         "calibrates": True,
-        "settings": {"ranges": "mse", "residuals": False},
+        "settings": {"ranges": "mse", "correction": "fast", "rounding": "gptq", "residuals": False},
     },
     "static_entropy": {"family": "static", "bits": ("int8",), "calibrates": True, "settings": {"ranges": "entropy"}},
 }
@@ -73,6 +74,7 @@ def quantize(
     ranges: str = "minmax",
     equalization: bool = True,
     correction: Literal["none", "fast", "full"] = "full",
+    rounding: Literal["nearest", "gptq"] = "nearest",
     residuals: bool = True,
 ) -> QuantizedModel:
     """Return ``graph`` in W8A8 with per-tensor activation ranges from calibration.
@@ -81,8 +83,13 @@ def quantize(
         ranges: the calibrator that chooses the ranges, one of :data:`quant.calibrate.CALIBRATORS`.
         equalization: scale the channels of activations to each other's range first, :mod:`quant.equalize`.
         correction: how biases take out the mean error, :mod:`quant.bias`.
+        rounding: how weights are rounded, to the nearest code or as :mod:`quant.methods.gptq` does.
         residuals: quantize the inputs of residual additions, too. Runtimes whose convolutions write floats as well can
-            add what these write as it is: MobileNetV2's output error is then .088 instead of .100.
+            add what these write as it is.
+
+    With ``static_gptq`` the outputs of MobileNetV2 are off by .083, with ``static_mse`` by .100; of that the sums are
+    .009 and the weights .008. *Full* correction, whose means follow what few samples did to all layers before, would
+    make it .103.
 
     Raises:
         ValueError: there is no calibration data, or a value or a weight holds NaN or infinity.
@@ -93,7 +100,8 @@ def quantize(
     values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
     names = sorted(set(values.values()))
     prepared = equalize(graph, names, calibration) if equalization else graph
-    weights = round_weights(prepared, scheme)
+    rounded = gptq.quantize(prepared, scheme, calibration).weights if rounding == "gptq" else None
+    weights = round_weights(prepared, scheme) if rounded is None else rounded
     quantizers = {}
     for value, (low, high) in observe_ranges(prepared, names, calibration, ranges, scheme.activations).items():
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), scheme.activations)

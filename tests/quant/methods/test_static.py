@@ -103,12 +103,13 @@ def test_the_same_data_gives_the_same_tables(uneven, batches):
     assert all(torch.equal(first.floats[name], second.floats[name]) for name in first.floats)
 
 
-def test_sums_in_float_quantize_all_but_the_inputs_of_additions(uneven, batches):
-    in_float, all_of_it = (
-        quant.quantize(uneven, name, "int8", batches) for name in ("static_float_sums", "static_mse")
-    )
-    left = set(all_of_it.activations) - set(in_float.activations)
+def test_static_gptq_adds_in_float_and_rounds_weights_with_the_data(uneven, batches):
+    found = quant.quantize(uneven, "static_gptq", "int8", batches)
+    plain = quant.quantize(uneven, "static_mse", "int8", batches)
+    left = set(plain.activations) - set(found.activations)
     assert {uneven.node(edge).operator for edge in left} == {"aten.add.Tensor"}
     assert len(left) == 2
-    assert set(in_float.activations) < set(all_of_it.activations)
-    assert error(uneven, "static_float_sums", batches) < error(uneven, "static_mse", batches)
+    assert set(found.activations) < set(plain.activations)
+    name = "expand.weight"
+    assert not torch.equal(found.weights[name].codes, plain.weights[name].codes)
+    assert error(uneven, "static_gptq", batches) < error(uneven, "static_mse", batches)
