@@ -4,10 +4,10 @@ A ladder holds executables of one model, from the widest precision to the narrow
 
 - It goes down as soon as the 99th percentile of the last responses, waiting included, nears the target; what was
   measured on the rung above then counts no more.
-- It goes up when it has answered some dozens of requests and the wider one is expected to stay well within the target
-  with the last of them. Its calls are expected to take as much longer than those of the current one as they did side by
-  side, in the beginning; and requests to wait as long as in a queue of random arrivals and constant service, whose
-  waits have an exponential tail (Kingman 1961), or longer if they do so now.
+- It goes up when it has answered some dozens of requests and the wider one is expected not to near the target with the
+  last of them. Its calls are expected to take as much longer than those of the current one as they did side by side, in
+  the beginning; and requests to wait as long as in a queue of random arrivals and constant service, whose waits have
+  an exponential tail (Kingman 1961), or longer if they do so now.
 - An ascent that has to be taken back makes the next one wait for twice as many responses.
 - A request that has waited for so long that the current one is not expected to answer it well within the target is
   answered by the widest below that is. So a burst costs the answers of some requests precision, and leaves the rung as
@@ -28,9 +28,9 @@ WINDOW = 100
 CALM = 30
 """Responses, the last ones, from which it follows whether the wider one would stay within the target."""
 NEAR = 0.8
-"""Share of the target from which on the ladder goes down."""
+"""Share of the target from which on it goes down, and within which the wider one must be expected to stay."""
 WELL_WITHIN = 0.6
-"""Share of the target within which the wider one must be expected to stay, and each request to be answered."""
+"""Share of the target within which the current one must be expected to answer a request, or one below it does."""
 MOST_BUSY = 0.8
 """Share of its time that the wider one may be expected to work."""
 LONGEST_WAIT = 50
@@ -164,7 +164,7 @@ class Controller:
         slower = self._services[self.rung - 1] / self._services[self.rung]
         last = list(self._window)[-CALM:]
         latency, busy = expected([self._on_current(response) for response in last], slower)
-        return latency <= WELL_WITHIN * self._target and busy <= MOST_BUSY
+        return latency <= NEAR * self._target and busy <= MOST_BUSY
 
 
 def expected(responses: Sequence[Response], slower: float) -> tuple[float, float]:
