@@ -131,7 +131,8 @@ class Controller:
         self._since += 1
         if len(self._window) == 1:
             return  # a single one tells nothing
-        if _p99([response.latency for response in self._window]) > NEAR * self._target:
+        near = _p99([response.latency for response in self._window]) > NEAR * self._target
+        if near and self.rung < len(self._services) - 1:
             self._descend()
         elif self._since >= CALM * self._wait:
             self._held()
@@ -143,8 +144,7 @@ class Controller:
         if self._on_trial:
             self._wait = min(2 * self._wait, LONGEST_WAIT)
             self._on_trial = False
-        if self.rung < len(self._services) - 1:
-            self._move(self.rung + 1)
+        self._move(self.rung + 1)
 
     def _held(self) -> None:
         """An ascent that lasted as long as the next one would have to wait was right."""

@@ -155,6 +155,17 @@ def test_it_goes_up_after_some_calm_responses_and_not_before():
     assert controller.rung == 0
 
 
+def test_what_the_narrowest_could_not_hold_does_not_keep_it_there():
+    controller = Controller([0.02, 0.01], TARGET)
+    for position in range(2 + WINDOW):
+        controller.observe(Response(position / 100, position / 100, position / 100 + 2 * TARGET, controller.rung))
+    assert controller.rung == 1
+    for position in range(CALM):
+        assert controller.rung == 1
+        controller.observe(Response(2 + position, 2 + position, 2 + position + 0.01, 1))
+    assert controller.rung == 0
+
+
 def test_a_rung_whose_own_call_nears_the_target_is_left_alone():
     world = Simulation([0.9 * TARGET, 0.010])
     rungs = [response.rung for response in world.serve(world.ladder(), 5, 200)]
