@@ -180,7 +180,8 @@ def expected(responses: Sequence[Response], slower: float) -> tuple[float, float
         return math.inf, busy * slower
     waits = _p99([response.started - response.arrived for response in responses])
     wait = _tail(slower * service, slower * busy) * max(1.0, waits / _tail(service, busy))
-    return wait + slower * _p99([response.service for response in responses]), busy * slower
+    hiccup = _p99([response.service for response in responses]) - service  # takes as long on any rung
+    return wait + slower * service + hiccup, busy * slower
 
 
 def _tail(service: float, busy: float) -> float:
