@@ -112,7 +112,8 @@ def _best(config: pytest.Config, cases: list[pytest.Item]) -> set[pytest.Item]:
     if unknown:
         raise pytest.UsageError(
             f"no complete save of this machine tells the best backend of {', '.join(unknown)}: measure all backends "
-            "once with --benchmark-save=NAME, or narrow with -k."
+            "once with --benchmark-save=NAME, with more --eval-samples where no case was shown to keep accuracy, or "
+            "narrow with -k."
         )
     config.stash[_CHOSEN] = {model: candidate.name for model, candidate in found.items()}
     backends = {model: candidate.record["case"]["backend"] for model, candidate in found.items()}

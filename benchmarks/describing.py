@@ -6,6 +6,7 @@ its kernels for quantized numbers is read from what it made. The cases of a run 
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import product
 
 from tabulate import tabulate
 
@@ -85,8 +86,8 @@ def _backends(workshop: Workshop, name: str, backends: Sequence[str]) -> tuple[l
 def _forecasts(workshop: Workshop, name: str, backends: Sequence[str]) -> list[str]:
     """Return sentences on where a device is expected to run the model, from backends that know only what was read."""
     sentences: dict[str, None] = {}
-    for backend in backends:
-        case = Case(name, *PROBES[0], backend)
+    for backend, probe in product(backends, (PROBES[0], PROBES[-1])):  # with weights alone, and in integers
+        case = Case(name, *probe, backend)
         if target(backend).missing() or case not in set(matrix()[0]):
             continue
         forecast = getattr(case.target.load(), "forecast", None)

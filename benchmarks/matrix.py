@@ -11,11 +11,13 @@ from pathlib import Path
 from quant.backends import Target, target, targets
 from quant.methods import Method, method, methods
 from quant.registry import Entry, find, missing, scan
-from quant.scheme import FLOAT_WORDS, REDUCED_WORD, Scheme, parse
+from quant.scheme import DYNAMIC_WORDS, FLOAT_WORDS, REDUCED_WORD, SYMMETRIC_WORD, Scheme, parse
 
 _ZOO = Path(__file__).parents[1] / "fixtures" / "zoo"
 _LAYERS = Path(__file__).parent / "layers"
 _QUANTIZERS_BACKEND = "torch"
+_AS_INT8 = (REDUCED_WORD, SYMMETRIC_WORD, *DYNAMIC_WORDS)
+_ATTEND = ("encoder", "decoder")
 _ADDED: dict[str, Entry] = {}
 
 
@@ -133,13 +135,13 @@ def quantizers() -> tuple[Case, ...]:
     """Return what can be quantized into tables: a case for each model, method and bits, then those of single layers.
 
     Tables know no runtime. Where their scheme does depend on one, in what is quantized at run time, it is torch's.
-    Methods that train are left out: they take what their recipes allow them, minutes. So are weights of reduced range,
-    which cost what the others do.
+    Methods that train are left out: they take what their recipes allow them, minutes. So are words for bits that cost
+    what int8 does: weights of reduced range, and how activations are quantized.
     """
     of_models = [
         case
         for case in matrix()[0]
-        if case.backend == _QUANTIZERS_BACKEND and case.bits != REDUCED_WORD and _has_tables(case.method_entry)
+        if case.backend == _QUANTIZERS_BACKEND and case.bits not in _AS_INT8 and _has_tables(case.method_entry)
     ]
     of_layers = [
         Case(name, entry.name, bits, _QUANTIZERS_BACKEND)
@@ -187,7 +189,12 @@ def _refusal(case: Case) -> str | None:
     family = models()[case.model].constants["FAMILY"]
     if how.family == "dynamic" and family == "convolutional":
         return "no runtime has a fast convolution kernel for activations quantized at run time: use a static method"
+    if how.settings.get("attention") and family not in _ATTEND:
+        return f"a {family} network has no attention, which is all that {how.name} quantizes beyond dynamic"
     refuses = where.constant("REFUSES", {})
+    for key in (how.name, f"{family}-{case.bits}"):
+        if key in refuses:
+            return refuses[key]
     if how.native:
         offered = where.constant("NATIVE", {}).get(how.name, {})
         return (

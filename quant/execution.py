@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
+from quant.attention import Attention
 from quant.nodes import Graph, Parameter, Value, map_references
 from quant.recurrent import SteppedLSTM, traced_as_one
 
@@ -29,7 +30,8 @@ def build_module(
     """Return a graph as a torch module over ``parameters``; its state dict has their names.
 
     ``edges`` maps (node, position) to a function applied to that argument; where arguments take one value through the
-    same function it is computed once. At the position ``h`` of an LSTM it is applied before every step.
+    same function it is computed once. At the position ``h`` of an LSTM it is applied before every step, at ``p`` of an
+    attention to its probabilities.
     """
     root, target = nn.Module(), fx.Graph()
     values = {name: target.create_node("placeholder", name, name=name) for name in source.inputs}
@@ -64,6 +66,11 @@ def build_module(
             values[node.name] = target.create_node("call_module", name, tuple(arguments), name=node.name)
             continue
         keywords = {key: map_references(value, fetch) for key, value in node.keywords.items()}
+        if edges and (node.name, "p") in edges:
+            name = f"attention_{node.name}"
+            root.add_module(name, Attention(edges[node.name, "p"]))
+            values[node.name] = target.create_node("call_module", name, tuple(arguments), keywords, name=node.name)
+            continue
         function = resolve(node.operator)
         values[node.name] = target.create_node("call_function", function, tuple(arguments), keywords, name=node.name)
     target.output(tuple(values[name] for name in source.outputs))

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from quant.execution import build_module, export, rename
 from quant.nodes import (
+    ATTENTION,
     LSTM,
     QUANTIZABLE,
     Graph,
@@ -34,7 +35,7 @@ from quant.tensor import QuantizedTensor, block_extremes, expand, scale_and_zero
 
 Edge = tuple[str, str, int | str]
 """One argument of one node of one graph: (graph, node, position), or a name where an operator has inner inputs, as the
-``x`` and ``h`` of an LSTM."""
+``x`` and ``h`` of an LSTM and the probabilities ``p`` of an attention."""
 
 _ROUNDING = 1e-7
 
@@ -265,7 +266,7 @@ def _multiply_accumulates(node: Node, output: list[int], shapes: dict, parameter
         return per_element * (count if transposed_groups(node) is None else torch.Size(data).numel())
     if node.operator.split(".")[1] in ("matmul", "bmm", "mm", "addmm") and data:
         return count * data[-1]
-    if node.operator == "aten.scaled_dot_product_attention.default":
+    if node.operator == ATTENTION:
         keys = shapes[node.arguments[1].name]
         return torch.Size(data).numel() * keys[-2] * 2
     return 0

@@ -1,14 +1,17 @@
 """Which precision answers under a latency target, chosen at run time from what requests took.
 
-A ladder holds executables of one model, from the widest precision to the narrowest. One answers at a time, on its rung:
+A ladder holds executables of one model, from the widest precision to the narrowest. One is current, on its rung:
 
 - It goes down as soon as the 99th percentile of the last responses, waiting included, nears the target; what was
   measured on the rung above then counts no more.
-- It goes up when a whole window of responses was well within the target and the wider one is expected to stay within
-  it too. Its calls are expected to take as much longer than those of the current one as they did side by side, in the
-  beginning; and requests to wait as long as in a queue of random arrivals and constant service, whose waits have an
-  exponential tail (Kingman 1961), or longer if they do so now.
-- An ascent that has to be taken back makes the next one wait for twice as many windows.
+- It goes up when it has answered some dozens of requests and the wider one is expected not to near the target with the
+  last of them. Its calls are expected to take as much longer than those of the current one as they did side by side, in
+  the beginning; and requests to wait as long as in a queue of random arrivals and constant service, whose waits have
+  an exponential tail (Kingman 1961), or longer if they do so now.
+- An ascent that has to be taken back makes the next one wait for twice as many responses.
+- A request that has waited for so long that the current one is not expected to answer it well within the target is
+  answered by the widest below that is. So a burst costs the answers of some requests precision, and leaves the rung as
+  it is; and when the load rises for good, those that queue before that shows are not late.
 """
 
 import math
@@ -22,14 +25,16 @@ import numpy as np
 
 WINDOW = 100
 """Responses over which the percentile is taken, the fewest that show a 99th."""
+CALM = 30
+"""Responses, the last ones, from which it follows whether the wider one would stay within the target."""
 NEAR = 0.8
-"""Share of the target from which on the ladder goes down."""
+"""Share of the target from which on it goes down, and within which the wider one must be expected to stay."""
 WELL_WITHIN = 0.6
-"""Share of the target within which the wider one must be expected to stay."""
+"""Share of the target within which the current one must be expected to answer a request, or one below it does."""
 MOST_BUSY = 0.8
 """Share of its time that the wider one may be expected to work."""
-LONGEST_WAIT = 16
-"""Windows before an ascent, at most."""
+LONGEST_WAIT = 50
+"""Times as many responses as else before an ascent, at most."""
 _WARM_UP, _SIDE_BY_SIDE = 2, 8
 
 Call = Callable[..., object]
@@ -75,7 +80,8 @@ class Ladder:
 
     def answer(self, arrived: float, *inputs: np.ndarray) -> tuple[list[np.ndarray], Response]:
         """Answer a request that arrived, by the ladder's clock, at ``arrived``."""
-        rung, started = self.controller.rung, self._clock()
+        started = self._clock()
+        rung = self.controller.rung_after(started - arrived)
         outputs = self._executables[rung](*inputs)
         response = Response(arrived, started, self._clock(), rung)
         self.controller.observe(response)
@@ -110,6 +116,12 @@ class Controller:
         self._wait = 1
         self._on_trial = False
 
+    def rung_after(self, waited: float) -> int:
+        """Return the rung for a request that has waited for so many seconds: the current one, or one below it."""
+        in_time = WELL_WITHIN * self._target - waited
+        below = range(self.rung, len(self._services))
+        return next((rung for rung in below if self._services[rung] <= in_time), below[-1])
+
     def observe(self, response: Response) -> None:
         """Take note of a response, and go up or down if it is time to.
 
@@ -119,9 +131,10 @@ class Controller:
         self._since += 1
         if len(self._window) == 1:
             return  # a single one tells nothing
-        if _p99([response.latency for response in self._window]) > NEAR * self._target:
+        near = _p99([response.latency for response in self._window]) > NEAR * self._target
+        if near and self.rung < len(self._services) - 1:
             self._descend()
-        elif self._since >= WINDOW * self._wait:
+        elif self._since >= CALM * self._wait:
             self._held()
             if self.rung > 0 and self._wider_fits():
                 self._move(self.rung - 1)
@@ -131,21 +144,27 @@ class Controller:
         if self._on_trial:
             self._wait = min(2 * self._wait, LONGEST_WAIT)
             self._on_trial = False
-        if self.rung < len(self._services) - 1:
-            self._move(self.rung + 1)
+        self._move(self.rung + 1)
 
     def _held(self) -> None:
-        """An ascent that lasted was right, and the next one need not wait."""
+        """An ascent that lasted as long as the next one would have to wait was right."""
         if self._on_trial:
             self._wait, self._on_trial = 1, False
+
+    def _on_current(self, response: Response) -> Response:
+        """Return the response as if the current rung had answered, where one below it did."""
+        service = response.service * self._services[self.rung] / self._services[response.rung]
+        return response._replace(ended=response.started + service)
 
     def _move(self, rung: int) -> None:
         self.rung, self._since = rung, 0
         self._window.clear()
 
     def _wider_fits(self) -> bool:
-        latency, busy = expected(list(self._window), self._services[self.rung - 1] / self._services[self.rung])
-        return latency <= WELL_WITHIN * self._target and busy <= MOST_BUSY
+        slower = self._services[self.rung - 1] / self._services[self.rung]
+        last = list(self._window)[-CALM:]
+        latency, busy = expected([self._on_current(response) for response in last], slower)
+        return latency <= NEAR * self._target and busy <= MOST_BUSY
 
 
 def expected(responses: Sequence[Response], slower: float) -> tuple[float, float]:
@@ -161,7 +180,8 @@ def expected(responses: Sequence[Response], slower: float) -> tuple[float, float
         return math.inf, busy * slower
     waits = _p99([response.started - response.arrived for response in responses])
     wait = _tail(slower * service, slower * busy) * max(1.0, waits / _tail(service, busy))
-    return wait + slower * _p99([response.service for response in responses]), busy * slower
+    hiccup = _p99([response.service for response in responses]) - service  # takes as long on any rung
+    return wait + slower * service + hiccup, busy * slower
 
 
 def _tail(service: float, busy: float) -> float:

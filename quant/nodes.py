@@ -97,6 +97,8 @@ LSTM = "aten.lstm.input"
 _LSTM_DATA = 0
 _LSTM_WEIGHTS = 2
 _LSTM_OPERATORS = {data: Operator("recurrent", data=data, weight=_LSTM_WEIGHTS) for data in ("x", "h")}
+ATTENTION = "aten.scaled_dot_product_attention.default"
+"""Reads query, key and value at positions 0 to 2; its probabilities, which exist inside it alone, are called ``p``."""
 RESIDUAL = {"aten.add.Tensor"}
 
 
@@ -133,9 +135,9 @@ def lstm_parameters(node: Node) -> list[tuple]:
 
 
 def data_of(node: Node, position: int | str) -> Value | Parameter:
-    """Return what ``node`` takes at ``position``; the ``h`` of an LSTM, which exists inside it alone, by a name."""
-    if position == "h":
-        return Value(f"{node.name}.h")
+    """Return what ``node`` takes at ``position``; what exists inside it alone, as the ``h`` of an LSTM, by a name."""
+    if position in ("h", "p"):
+        return Value(f"{node.name}.{position}")
     return node.arguments[_LSTM_DATA if position == "x" else position]
 
 

@@ -20,6 +20,17 @@ CodebookName = Literal["nf4", "e2m1", "e4m3", "e5m2", "learned"]
 INTEGER_WORDS = {f"int{bits}": bits for bits in (8, 6, 5, 4, 3, 2)}
 REDUCED_WORD = "int8_reduced"
 """W8A8 with weights of 7 bits, whose products never saturate (``quant.hardware.saturation``)."""
+SYMMETRIC_WORD = "int8_sym"
+"""W8A8 whose static activations have no zero point: for processors with products of two signed factors alone, and for
+the Neural Engine."""
+DYNAMIC_WORDS = {
+    "int8_token_sym": ("token", True),
+    "int8_token_asym": ("token", False),
+    "int8_tensor_sym": ("tensor", True),
+    "int8_tensor_asym": ("tensor", False),
+}
+"""W8A8 with activations quantized at run time per token or per tensor, symmetrically or not; plain ``int8`` leaves both
+to the backend."""
 PALETTE_WORDS = {f"lut{bits}": bits for bits in (8, 6, 4, 3, 2)}
 FLOAT_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 W4A8 = "w4a8"
@@ -121,8 +132,8 @@ WORDS = (*INTEGER_WORDS, W4A8, *CODEBOOK_FORMATS, *PALETTE_WORDS, *FLOAT_WORDS)
 _MEANT = {
     "float": "fp32",
     "weight_only": "int4",
-    "static": "int8 or int8_reduced",
-    "dynamic": "int8, int8_reduced or w4a8",
+    "static": "int8, int8_sym or int8_reduced",
+    "dynamic": "int8, int8_reduced or w4a8, or int8_token_sym, _token_asym, _tensor_sym or _tensor_asym",
 }
 
 
@@ -166,8 +177,8 @@ class Scheme:
 def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granularity = "token") -> Scheme:
     """Return the scheme that ``word`` names for a family of methods.
 
-    ``dynamic_granularity`` is what the backend's kernels offer for run-time activation quantization: symmetric per
-    token, or asymmetric per tensor.
+    ``dynamic_granularity`` is what the backend's kernels do fastest where activations are quantized at run time:
+    symmetric per token or in groups, or asymmetric per tensor.
 
     Raises:
         ValueError: an unknown word, suffix or family, or a combination that has no meaning.
@@ -190,8 +201,12 @@ def parse(word: str, family: Family = "weight_only", dynamic_granularity: Granul
         return _codebook(word, base, suffixes)
     if family == "weight_only" and base in PALETTE_WORDS:
         return _palette(word, PALETTE_WORDS[base], suffixes)
-    if word in ("int8", REDUCED_WORD) and family in ("static", "dynamic"):
-        return _eight_bit(word, family, dynamic_granularity)
+    if word in ("int8", REDUCED_WORD, SYMMETRIC_WORD) and family == "static":
+        return _eight_bit(word, family, "tensor", symmetric=word == SYMMETRIC_WORD)
+    if word in ("int8", REDUCED_WORD) and family == "dynamic":
+        return _eight_bit(word, family, dynamic_granularity, symmetric=dynamic_granularity != "tensor")
+    if word in DYNAMIC_WORDS and family == "dynamic":
+        return _eight_bit(word, family, *DYNAMIC_WORDS[word])
     if word == W4A8 and family == "dynamic":
         return _four_and_eight_bit(word)
     raise ValueError(f"{word!r} has no meaning for {family} methods: use {_MEANT[family]}.")
@@ -253,11 +268,10 @@ def _four_and_eight_bit(word: str) -> Scheme:
     return Scheme(word, "dynamic", linear=weights, activations=activations)
 
 
-def _eight_bit(word: str, family: Family, dynamic_granularity: Granularity) -> Scheme:
+def _eight_bit(word: str, family: Family, granularity: Granularity, symmetric: bool) -> Scheme:
+    """Return W8A8, its activations quantized as ``granularity`` and ``symmetric`` say."""
     bits = 7 if word == REDUCED_WORD else 8
     weights = NumberFormat(bits, symmetric=True, granularity="channel", scale_dtype="float32")
-    per_token = family == "dynamic" and dynamic_granularity == "token"
-    activations = NumberFormat(
-        8, symmetric=per_token, granularity="token" if per_token else "tensor", scale_dtype="float32"
-    )
+    group = DEFAULT_GROUP_SIZE if granularity == "group" else None
+    activations = NumberFormat(8, symmetric, granularity, group, scale_dtype="float32")
     return Scheme(word, family, weights, weights, activations)

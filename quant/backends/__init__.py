@@ -12,7 +12,7 @@ A backend's file starts with literal constants that are read without importing i
               "opt_in": whether its cases run only where it is named
     REQUIRES  importable module -> command that installs it
     EXECUTES  family of methods -> bits words the backend runs
-    REFUSES   family of methods or bits word -> why not, in one sentence
+    REFUSES   family of methods, bits word, or both; method; kind of network and bits -> why not, in one sentence
     NATIVE    method name -> {bits word: what the runtime's own quantizer is called}
     TEMPLATE_PER_PRECISION  whether a float16 program needs a template of its own
     RUNS_ON   the one platform on which the runtime itself runs; elsewhere its artefacts are evaluated otherwise
@@ -22,7 +22,7 @@ A backend's file starts with literal constants that are read without importing i
     SETTINGS  name -> values of what :meth:`Backend.load` takes, the default first: what is worth trying on a machine
     NUMBERS   bits word -> words like it that a kernel may be faster with
     INTEGER_KERNELS  whether 8-bit activations are multiplied with 8-bit weights by the processor itself
-    DYNAMIC_GRANULARITY  "token" or "tensor": what its kernels for run-time quantized activations offer
+    DYNAMIC_GRANULARITY  "token", "tensor" or "group": how its kernels quantize activations at run time the fastest
 
 and holds the functions of :class:`Backend`. It may have one more, ``forecast``, which takes the folder of an artefact
 and returns sentences on what a device would run of it, as far as that is known unmeasured. Backends read the tables and

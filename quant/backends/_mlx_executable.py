@@ -13,7 +13,7 @@ from torch import Tensor
 from quant.backends import _mlx_activations, _mlx_weights, evidence_of
 from quant.backends._mlx_blas import NOTE, mx, set_threads
 from quant.backends._mlx_program import DTYPES, Program
-from quant.nodes import Parameter, data_of, references
+from quant.nodes import ATTENTION, Parameter, data_of, references
 from quant.reading import readable
 from quant.storage import graph_from_json
 
@@ -155,7 +155,7 @@ class Executable:
         return found
 
     def _quantized_nodes(self) -> dict[bool, list[str]]:
-        """Return the nodes with quantized weights: True, those that multiply with packed ones, False, the others."""
+        """Return the nodes with quantized factors: True, those that multiply with packed weights, False, the others."""
         rounded = {
             node for entry in self._config["activations"] if entry["mode"] != "none" for node, _ in entry["edges"]
         }
@@ -166,8 +166,8 @@ class Executable:
                 for reference in references(node.arguments)
                 if isinstance(reference, Parameter) and reference.name in self._config["weights"]
             ]
-            if weights:
-                packed = self._on_gpu and all(entry["form"] != "codes" for entry in weights)
+            if weights or (node.operator == ATTENTION and node.name in rounded):
+                packed = bool(weights) and self._on_gpu and all(entry["form"] != "codes" for entry in weights)
                 found[packed and node.name not in rounded].append(node.name)
         return found
 

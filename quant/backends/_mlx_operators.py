@@ -89,8 +89,12 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    on_probabilities: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """Attention over [..., heads, tokens, size]; grouped queries are what MLX does where heads differ in number."""
+    """Attention over [..., heads, tokens, size]; grouped queries are what MLX does where heads differ in number.
+
+    With ``on_probabilities``, which changes what weighs the values, heads must be as many.
+    """
     operands = [x if x.ndim > 3 else x[:, None] for x in (query, key, value)]
     if is_causal:
         mask = mx.tril(mx.ones((query.shape[-2], key.shape[-2]), mx.bool_))
@@ -99,7 +103,13 @@ def attention(
     if mask is not None and mask.dtype != mx.bool_:
         mask = mask.astype(query.dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    attended = mx.fast.scaled_dot_product_attention(*operands, scale=scale, mask=mask)
+    if on_probabilities is None:
+        attended = mx.fast.scaled_dot_product_attention(*operands, scale=scale, mask=mask)
+    else:
+        scores = operands[0] @ mx.swapaxes(operands[1], -2, -1) * scale
+        if mask is not None:
+            scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
+        attended = on_probabilities(mx.softmax(scores, axis=-1)) @ operands[2]
     return attended.reshape(*query.shape[:-1], value.shape[-1])
 
 

@@ -59,8 +59,8 @@ class Program:
     """A graph in MLX's layout with its parameters, callable on arrays.
 
     ``quantizers`` maps (node, position) to what is done to that argument; where arguments take one value through the
-    same quantizer it is computed once. At the position ``h`` of an LSTM it is done before every step. Values are of
-    ``dtype`` wherever the graph says float32.
+    same quantizer it is computed once. At the position ``h`` of an LSTM it is done before every step, at ``p`` of an
+    attention to its probabilities. Values are of ``dtype`` wherever the graph says float32.
     """
 
     def __init__(
@@ -104,6 +104,8 @@ class Program:
         keywords = tuple((key, self._prepared(value)) for key, value in node.keywords.items())
         if (node.name, "h") in self._quantizers:
             keywords += (("on_hidden", self._quantizers[node.name, "h"]),)
+        if (node.name, "p") in self._quantizers:
+            keywords += (("on_probabilities", self._quantizers[node.name, "p"]),)
         self._steps.append(_Step(node.name, function_of(node), tuple(arguments), keywords))
 
     def _edge(self, value: Value, quantizer: Quantizer) -> Value:

@@ -36,9 +36,11 @@ def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
     JSON: ``total``, the multiply-accumulates of the whole graph; ``operators``, of each [parameter,
     multiply-accumulates, whether the tables quantize it], the last None for a model the runtime quantized itself;
     ``dynamic``, whether the tables quantize activations at run time; and ``bits``, the most that a weight has. The two
-    directions of an LSTM lie in one ONNX weight, which has the name of the first.
+    directions of an LSTM lie in one ONNX weight, which has the name of the first. An attention whose factors are
+    quantized has none: its name stands for it.
     """
     forward, operators = graph.graphs["forward"], []
+    attention = {edge[1] for edge in quantized.activations if edge[2] == "p"} if quantized else set()
     for node in forward.nodes:
         together = zip(*lstm_parameters(node), strict=True) if node.operator == LSTM else [weights_of(node)]
         sizes = {
@@ -49,6 +51,8 @@ def describe(graph: FloatGraph, quantized: QuantizedModel | None) -> str:
         for name, size in sizes.items():
             macs = graph.macs("forward", node) * size // sum(sizes.values())
             operators.append([name, macs, _is_quantized(name, quantized)])
+        if node.name in attention:
+            operators.append([node.name, graph.macs("forward", node), True])
     total = sum(graph.macs("forward", node) for node in forward.nodes)
     dynamic = quantized is not None and any(entry.mode == "dynamic" for entry in quantized.activations.values())
     bits = 8 if quantized is None else max((weight.format.bits for weight in quantized.weights.values()), default=0)

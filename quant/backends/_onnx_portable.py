@@ -6,10 +6,12 @@ quantized and dequantized before the float operator that reads them. Runtimes wi
 others compute what the tables mean.
 """
 
-import numpy as np
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from quant.backends import _onnx_weights as weights
+from quant.backends._onnx_dynamic import Codes, codes_of, sizes
 from quant.backends._onnx_editor import Editor
 from quant.backends._onnx_splice import Splicer
 from quant.backends._onnx_template import Template
@@ -30,6 +32,7 @@ def splice(quantized: QuantizedModel, template: Template) -> None:
 
 class _PortableSplicer(Splicer):
     runtime = "ONNX"
+    _multiply = None
 
     def _lower(self, name: str, tensor: QuantizedTensor, edge: Edge) -> bool:
         operator = QUANTIZABLE.get(self.quantized.graph.node(edge).operator)
@@ -51,13 +54,11 @@ class _PortableSplicer(Splicer):
     def _is_left_to_the_kernel(self, quantizer: ActivationQuantizer) -> bool:
         return False
 
-    def _quantize_at_run_time(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
+    def _quantize_at_run_time(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> Codes:
         format = quantizer.format
-        if not format.symmetric:
+        if format.granularity != "group":
             return super()._quantize_at_run_time(quantizer, value, name)
-        if format.granularity == "group":
-            return _rounded_in_groups(self.editor, name, value, format)
-        return _rounded(self.editor, name, value, format, along_last=format.granularity == "token")
+        return _in_groups(self.editor, name, value, format)
 
     def _lower_recurrent(self, name: str, quantizers: dict[str, ActivationQuantizer]) -> None:
         raise ValueError(
@@ -103,42 +104,20 @@ def _dequantize_linear(editor: Editor, name: str, tensor: QuantizedTensor, axis:
     return editor.add("DequantizeLinear", inputs, name=f"{name}/weight", **attributes)
 
 
-def _rounded(editor: Editor, name: str, value: ir.Value, format: NumberFormat, along_last: bool) -> ir.Value:
-    """Return ``value`` as multiples of a step that covers its largest magnitude, or that of each of its last axes."""
-
-    def add(operator: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        return editor.add(operator, inputs, name=f"{name}/{operator}", **attributes)
-
-    highest, zero, one = (_number(editor, number) for number in (format.highest, 0, 1))
-    axes = [_sizes(editor, [-1])] if along_last else []
-    covering = add("Div", add("ReduceMax", add("Abs", value), *axes, keepdims=1), highest)
-    step = add("Where", add("Greater", covering, zero), covering, one)
-    codes = add("Round", editor.add("Div", [value, step], name=f"{name}/quotient"))
-    return add("Mul", add("Clip", codes, _number(editor, format.lowest), highest), step)
-
-
-def _rounded_in_groups(editor: Editor, name: str, value: ir.Value, format: NumberFormat) -> ir.Value:
+def _in_groups(editor: Editor, name: str, value: ir.Value, format: NumberFormat) -> Codes:
     """Return ``value`` rounded in groups along its last axis, padded by zeros where they do not divide it."""
     rank, width = len(value.shape), value.shape[-1]
     group = min(format.group_size, width)
     spare = -width % group
     kept = [0] * (rank - 1)  # to a Reshape, sizes that stay
     if spare:
-        padding = _sizes(editor, [0] * (2 * rank - 1) + [spare])
+        padding = sizes(editor, [0] * (2 * rank - 1) + [spare])
         value = editor.add("Pad", [value, padding], name=f"{name}/padded")
-    groups = _sizes(editor, [*kept, (width + spare) // group, group])
+    groups = sizes(editor, [*kept, (width + spare) // group, group])
     value = editor.add("Reshape", [value, groups], name=f"{name}/groups")
-    value = _rounded(editor, name, value, format, along_last=True)
-    value = editor.add("Reshape", [value, _sizes(editor, [*kept, width + spare])], name=f"{name}/real")
+    codes = codes_of(editor, f"{name}/group", value, replace(format, granularity="token", group_size=None))
+    value = editor.add("Reshape", [codes.real, sizes(editor, [*kept, width + spare])], name=f"{name}/real")
     if spare:
-        bounds = (_sizes(editor, [bound]) for bound in (0, width, -1))
+        bounds = (sizes(editor, [bound]) for bound in (0, width, -1))
         value = editor.add("Slice", [value, *bounds], name=f"{name}/without_padding")
-    return value
-
-
-def _number(editor: Editor, number: float) -> ir.Value:
-    return editor.constant(f"quant/number_{number:g}", np.array(number, np.float32))
-
-
-def _sizes(editor: Editor, sizes: list[int]) -> ir.Value:
-    return editor.constant(f"quant/sizes_{'_'.join(map(str, sizes))}", np.array(sizes, np.int64))
+    return replace(codes, real=value)

@@ -71,7 +71,7 @@ def _suits(quantizer: ActivationQuantizer) -> bool:
 
 
 def _per_channel(weight: QuantizedTensor | None) -> bool:
-    if weight is None or weight.zero_point is not None or weight.codebook is not None or weight.format.bits != 8:
+    if weight is None or weight.zero_point is not None or weight.codebook is not None or weight.format.bits > 8:
         return False
     return weight.scale[0].numel() == 1
 

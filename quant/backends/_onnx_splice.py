@@ -7,13 +7,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from quant.backends import _onnx_attention as attention
 from quant.backends import _onnx_recurrent as recurrent
 from quant.backends import _onnx_weights as weights
-from quant.backends._onnx_editor import MICROSOFT, Editor
+from quant.backends._onnx_dynamic import Codes, codes_of, product_with_weight
+from quant.backends._onnx_editor import Editor
 from quant.backends._onnx_packing import kernel_blocks
 from quant.backends._onnx_template import Template
 from quant.graph import ActivationQuantizer, Edge, QuantizedModel, shared_quantizers
-from quant.nodes import QUANTIZABLE, Parameter
+from quant.nodes import ATTENTION, LSTM, QUANTIZABLE, Parameter
 from quant.tensor import QuantizedTensor
 
 _GRAPH = "forward"
@@ -36,24 +38,28 @@ class Splicer:
     """Splices tables in the forms that ONNX Runtime has kernels for."""
 
     runtime = "ONNX Runtime"
+    _multiply = staticmethod(attention.integer_product)
 
     def __init__(self, quantized: QuantizedModel, template: Template) -> None:
         self.quantized, self.template = quantized, template
         self.editor = Editor(template.model)
         self.static: dict[Edge, ActivationQuantizer] = {}
-        self.dynamic: set[Edge] = set()
+        self.dynamic: dict[Edge, Codes] = {}
         self.grouped: dict[Edge, ActivationQuantizer] = {}
         self.recurrent: dict[str, dict[str, ActivationQuantizer]] = {}
+        self.attention: dict[str, dict[int | str, ActivationQuantizer]] = {}
 
     def run(self) -> None:
         for name, value in self.quantized.floats.items():
             self._replace_float(name, value)
         for index, (quantizer, edges) in enumerate(shared_quantizers(self.quantized, _GRAPH)):
-            others = [edge for edge in edges if not self._is_recurrent(edge, quantizer)]
+            others = [edge for edge in edges if not self._is_inside(edge, quantizer)]
             if others:
                 self._quantize_activation(quantizer, others, f"activation_{index}")
         for name, quantizers in self.recurrent.items():
             self._lower_recurrent(name, quantizers)
+        for name, quantizers in self.attention.items():
+            self._lower_attention(name, quantizers)
         for name, tensor in self.quantized.weights.items():
             self._replace_weight(name, tensor)
         if self.grouped:
@@ -70,11 +76,13 @@ class Splicer:
         replacement = self.editor.real(f"{name}/{dtype}", value.float().numpy(), dtype)
         ir.convenience.replace_all_uses_with(self._parameter(name), replacement)
 
-    def _is_recurrent(self, edge: Edge, quantizer: ActivationQuantizer) -> bool:
-        """Whether an LSTM's kernel quantizes an edge itself: it is made when all edges are known."""
-        if edge[2] not in ("x", "h"):
+    def _is_inside(self, edge: Edge, quantizer: ActivationQuantizer) -> bool:
+        """Whether an edge lies inside an LSTM or an attention: these are lowered when all edges are known."""
+        operator = self.quantized.graph.node(edge).operator
+        if operator not in (LSTM, ATTENTION):
             return False
-        self.recurrent.setdefault(edge[1], {})[edge[2]] = quantizer
+        inside = self.recurrent if operator == LSTM else self.attention
+        inside.setdefault(edge[1], {})[edge[2]] = quantizer
         return True
 
     def _quantize_activation(self, quantizer: ActivationQuantizer, edges: Sequence[Edge], name: str) -> None:
@@ -93,8 +101,9 @@ class Splicer:
         elif quantizer.mode == "dynamic" and self._is_left_to_the_kernel(quantizer):
             self.grouped |= dict.fromkeys(edges, quantizer)
         elif quantizer.mode == "dynamic":
-            source = self._quantize_at_run_time(quantizer, source, name)
-            self.dynamic |= set(edges)
+            codes = self._quantize_at_run_time(quantizer, source, name)
+            self.dynamic |= dict.fromkeys(edges, codes)
+            source = codes.real
         if source is not value:
             for edge in edges:
                 self._feed(edge, value, source)
@@ -115,13 +124,11 @@ class Splicer:
         """Whether the kernel of the weight quantizes its input, in groups."""
         return quantizer.format.granularity == "group"
 
-    def _quantize_at_run_time(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> ir.Value:
+    def _quantize_at_run_time(self, quantizer: ActivationQuantizer, value: ir.Value, name: str) -> Codes:
         format = quantizer.format
-        if format.bits != 8 or format.symmetric or format.granularity != "tensor":
-            raise ValueError(f"{self.runtime} has no dynamic {format} activations: use int8 asymmetric per tensor.")
-        names = [f"{name}/{part}" for part in ("codes", "scale", "zero_point")]
-        parts = self.editor.add_many("DynamicQuantizeLinear", [value], names)
-        return self.editor.add("DequantizeLinear", parts, name=f"{name}/real")
+        if format.bits != 8 or format.granularity not in ("tensor", "token"):
+            raise ValueError(f"{self.runtime} has no dynamic {format} activations: use int8 per tensor or per token.")
+        return codes_of(self.editor, name, value, format)
 
     def _replace_weight(self, name: str, tensor: QuantizedTensor) -> None:
         parameter = self._parameter(name)
@@ -156,7 +163,7 @@ class Splicer:
         if data in self.grouped:
             return self._lower_grouped(name, tensor, linear, data)
         if data in self.dynamic:
-            return weights.is_per_channel(tensor) and self._lower_with_codes(name, tensor, linear)
+            return weights.is_per_channel(tensor) and self._lower_with_codes(name, tensor, linear, self.dynamic[data])
         return weights.lower_matmul(self.editor, name, tensor, linear)
 
     def _lower_static(self, name: str, tensor: QuantizedTensor, edge: Edge, quantizer: ActivationQuantizer) -> bool:
@@ -167,7 +174,10 @@ class Splicer:
         if not self._has_integer_kernel(consumer):
             return False
         if self._loses_its_quantizers(consumer):
-            return self._lower_with_codes(name, tensor, weights.linear_of(nodes))
+            linear = weights.linear_of(nodes)
+            codes, scale, zero_point = linear.data.producer().inputs
+            static = Codes(codes, scale, zero_point, None, linear.data, per_row=False)
+            return self._lower_with_codes(name, tensor, linear, static)
         transposed = consumer.op_type == "MatMul"
         consumer.replace_input_with(1, weights.dequantize_linear(self.editor, name, tensor, transposed))
         if not transposed and len(consumer.inputs) > 2:
@@ -205,13 +215,13 @@ class Splicer:
         ]
         consumer.replace_input_with(2, self.editor.add("DequantizeLinear", inputs, name=f"{name}/real", axis=0))
 
-    def _lower_with_codes(self, name: str, tensor: QuantizedTensor, linear: weights.Linear) -> bool:
+    def _lower_attention(self, name: str, quantizers: attention.Quantizers) -> None:
+        node = self.quantized.graph.graphs[_GRAPH].by_name[name]
+        attention.lower(self.editor, node, self.template.nodes.get(name, []), quantizers, self._multiply)
+
+    def _lower_with_codes(self, name: str, tensor: QuantizedTensor, linear: weights.Linear, codes: Codes) -> bool:
         """Give a linear layer, whose input is quantized and dequantized again, the kernel that takes the codes."""
-        codes, scale, zero_point = linear.data.producer().inputs
-        weight, weight_scale, weight_zero_point = weights.integer_weight(self.editor, name, tensor, transposed=True)
-        inputs = [codes, weight, scale, weight_scale, zero_point, weight_zero_point, linear.bias]
-        output = self.editor.add("MatMulIntegerToFloat", inputs, name=f"{linear.output.name}/product", domain=MICROSOFT)
-        self.editor.replace_output(linear.output, output)
+        self.editor.replace_output(linear.output, product_with_weight(self.editor, name, tensor, linear, codes))
         return True
 
     def _lower_grouped(self, name: str, tensor: QuantizedTensor, linear: weights.Linear, data: Edge) -> bool:

@@ -2,7 +2,7 @@
 
 Three are native: ``torch._int_mm`` and, from oneDNN, ``qconv_pointwise`` and ``qlinear_pointwise``. Each factory below
 takes constants and returns a function of tensors. Activation codes are uint8 with one zero point in static mode, and
-int8 with one scale per row in dynamic mode; weight codes are symmetric int8 with one scale per output channel.
+:class:`RunTimeCodes` in dynamic mode; weight codes are symmetric int8 with one scale per output channel.
 
 oneDNN subtracts a zero point of its input in a separate pass, so wherever an operator does not pad, the zero point is
 folded into the bias.
@@ -19,15 +19,14 @@ import torch
 from torch import Tensor
 
 from quant.nodes import Node
+from quant.scheme import NumberFormat
 from quant.tensor import QuantizedTensor
-
-TokenCodes = tuple[Tensor, Tensor]
-"""int8 codes of the value's shape, and float32 scales that broadcast against it."""
 
 UNBOUNDED = (-math.inf, math.inf)
 
 _SMALLEST_EXTENT = 1e-30
 _HIGHEST_SIGNED = 127
+_HIGHEST_UNSIGNED = 255
 _SIGN_BIT = 128
 _SLOWEST_USEFUL = 10.0
 
@@ -44,6 +43,17 @@ class Affine(NamedTuple):
         below = low == -math.inf or round(low / self.scale) + self.zero_point <= 0
         above = high == math.inf or round(high / self.scale) + self.zero_point >= 255
         return below and above
+
+
+class RunTimeCodes(NamedTuple):
+    """int8 codes, of the value's shape, that stand for ``(code + shift) * scale``.
+
+    ``scale`` and, of asymmetric codes, ``shift`` are float32 and broadcast against them: one for each row, or one.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    shift: Tensor | None
 
 
 class Geometry(NamedTuple):
@@ -104,30 +114,43 @@ def float_values(source: Affine) -> Callable[[Tensor], Tensor]:
     return lambda codes: torch.add(start, codes, alpha=source.scale)
 
 
-def token_codes(input_scale: Tensor | None) -> Callable[[Tensor], TokenCodes]:
-    """Return float32 [..., features] -> symmetric codes of each row, between its own extremes."""
+def run_time_codes(format: NumberFormat, input_scale: Tensor | None) -> Callable[[Tensor], RunTimeCodes]:
+    """Return float32 [..., features] -> codes of 8 bits between the extremes of each row, or of the whole tensor."""
+    axis = {"dim": -1, "keepdim": True} if format.granularity == "token" else {}
 
-    def quantize(values: Tensor) -> TokenCodes:
+    def symmetric(values: Tensor) -> RunTimeCodes:
         if input_scale is not None:
             values = values * input_scale
         work = values.abs()
-        extent = work.amax(-1, keepdim=True).clamp_min_(_SMALLEST_EXTENT)
+        extent = work.amax(**axis).clamp_min_(_SMALLEST_EXTENT)
         codes = torch.mul(values, _HIGHEST_SIGNED / extent, out=work).round_().to(torch.int8)
-        return codes, extent.mul_(1 / _HIGHEST_SIGNED)
+        return RunTimeCodes(codes, extent.mul_(1 / _HIGHEST_SIGNED), None)
 
-    return quantize
+    def asymmetric(values: Tensor) -> RunTimeCodes:
+        if input_scale is not None:
+            values = values * input_scale
+        low, high = values.amin(**axis).clamp_max_(0), values.amax(**axis).clamp_min_(0)
+        extent = high.sub_(low).clamp_min_(_SMALLEST_EXTENT)
+        shift = low.mul_(_HIGHEST_UNSIGNED / extent).round_().add_(_SIGN_BIT)
+        steps = torch.mul(values, _HIGHEST_UNSIGNED / extent).round_().sub_(shift)
+        return RunTimeCodes(_signed(steps), extent.mul_(1 / _HIGHEST_UNSIGNED), shift)
+
+    return symmetric if format.symmetric else asymmetric
 
 
-def token_linear(
+def run_time_linear(
     weight: QuantizedTensor, bias: Tensor | None, bounds: tuple[float, float]
-) -> Callable[[TokenCodes], Tensor]:
-    """Return codes [..., in] and their scales [..., 1] -> float32 [..., out]."""
+) -> Callable[[RunTimeCodes], Tensor]:
+    """Return codes [..., in] -> float32 [..., out]."""
     codes, scale = weight.codes.t(), _per_channel(weight)
+    totals = weight.codes.sum(1, dtype=torch.float32)
     bias = torch.zeros_like(scale) if bias is None else bias
 
-    def linear(rows: TokenCodes) -> Tensor:
-        row_codes, row_scale = rows
-        sums = _multiply(row_codes, codes).mul_(row_scale)
+    def linear(values: RunTimeCodes) -> Tensor:
+        sums = _multiply(values.codes, codes)
+        if values.shift is not None:
+            sums.addcmul_(values.shift, totals)
+        sums.mul_(values.scale)
         torch.addcmul(bias, sums, scale, out=sums)
         return sums if bounds == UNBOUNDED else sums.clamp_(*bounds)
 
@@ -232,8 +255,12 @@ def _one_dimensional(
 
 def _saturate(rounded: Tensor) -> Tensor:
     """Turn codes less 128, in float and overwritten, into uint8; torch casts to int8 five times as fast."""
-    signed = rounded.clamp_(-_SIGN_BIT, _HIGHEST_SIGNED).to(torch.int8)
-    return signed.view(torch.uint8).bitwise_xor_(_SIGN_BIT)
+    return _signed(rounded).view(torch.uint8).bitwise_xor_(_SIGN_BIT)
+
+
+def _signed(rounded: Tensor) -> Tensor:
+    """Turn whole numbers, in float and overwritten, into the nearest int8."""
+    return rounded.clamp_(-_SIGN_BIT, _HIGHEST_SIGNED).to(torch.int8)
 
 
 def _multiply(codes: Tensor, transposed: Tensor) -> Tensor:

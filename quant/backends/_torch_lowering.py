@@ -12,13 +12,25 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from quant.attention import Attention
 from quant.backends import _torch_kernels as kernels
+from quant.backends import _torch_products as products
 from quant.backends._torch_kernels import UNBOUNDED, Affine
-from quant.backends._torch_plan import MOVES_CODES, Plan, bounds_of
+from quant.backends._torch_plan import MOVES_CODES, RUN_TIME_ALONE, Plan, bounds_of
 from quant.backends._torch_program import Call
 from quant.execution import resolve
 from quant.graph import ActivationQuantizer, QuantizedModel
-from quant.nodes import QUANTIZABLE, RESIDUAL, Node, Parameter, Value, map_references
+from quant.nodes import (
+    LSTM,
+    QUANTIZABLE,
+    RESIDUAL,
+    Node,
+    Parameter,
+    Value,
+    data_of,
+    lstm_parameters,
+    map_references,
+)
 from quant.recurrent import SteppedLSTM
 
 _RESHAPES = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
@@ -80,6 +92,9 @@ class _Lowering:
             self._add_float(node)
 
     def _add_integer(self, node: Node) -> None:
+        if node.operator in RUN_TIME_ALONE:
+            self._add_products(node)
+            return
         clamp = self.plan.clamps.get(node.name)
         name, bounds = (clamp.name, bounds_of(clamp)) if clamp else (node.name, UNBOUNDED)
         target = self.plan.wanted(name)
@@ -90,6 +105,35 @@ class _Lowering:
             return
         self.result.native.add(node.name)
         self._call(name, self._kernel(node, target, bounds), (self._codes(node, 0),))
+
+    def _add_products(self, node: Node) -> None:
+        """Add an LSTM or an attention, whose products are of codes found at run time."""
+        self.result.native.add(node.name)
+        if node.operator == LSTM:
+            kernel, others = self._lstm(node), (map_references(node.arguments[1], self._fetch),)
+            codes, keywords = (self._codes(node, "x"),), {}
+        else:
+            kernel = products.attention(self._rounding(node, "p"))
+            codes = tuple(self._codes(node, position) for position in (0, 1, 2))
+            others = tuple(map_references(argument, self._fetch) for argument in node.arguments[3:])
+            keywords = {key: value for key, value in node.keywords.items() if key != "enable_gqa"}
+            keywords = {key: map_references(value, self._fetch) for key, value in keywords.items()}
+        # torch.compile would unroll the loops over steps and heads for every length.
+        function = torch.compiler.disable(kernel) if self.compiled else kernel
+        self._call(node.name, function, (*codes, *others), keywords)
+
+    def _lstm(self, node: Node) -> Callable:
+        directions = []
+        for own in lstm_parameters(node):
+            of_data, of_hidden = (self.quantized.weights[weight.name] for weight in own[:2])
+            biases = [self._tensor(bias.name) for bias in own[2:]]
+            with_biases = kernels.run_time_linear(of_data, sum(biases) if biases else None, UNBOUNDED)
+            directions.append((with_biases, kernels.run_time_linear(of_hidden, None, UNBOUNDED)))
+        return products.lstm(directions, node.arguments[8], self._rounding(node, "h"))
+
+    def _rounding(self, node: Node, position: int | str) -> Callable:
+        _, quantizer = self.plan.quantizer(node, position)
+        return kernels.run_time_codes(quantizer.format, quantizer.input_scale)
 
     def _add_residual(self, node: Node, name: str, target: Affine | None, bounds: tuple[float, float]) -> None:
         function = kernels.residual_sum(self.plan.affine(node, 0), self.plan.affine(node, 1), target, bounds)
@@ -106,20 +150,20 @@ class _Lowering:
             # Inductor expects what this kernel writes to lie otherwise in memory than it may (torch 2.13).
             return torch.compiler.disable(kernel) if self.compiled else kernel
         if source is None:
-            return kernels.token_linear(weight, bias, bounds)
+            return kernels.run_time_linear(weight, bias, bounds)
         if target is None:
             return kernels.static_linear(weight, bias, source, bounds)
         return kernels.requantizing_linear(weight, bias, source, target, bounds, None if self.compiled else typical)
 
-    def _codes(self, node: Node, position: int) -> Value:
+    def _codes(self, node: Node, position: int | str) -> Value:
         """Return the codes that an integer node reads, quantizing a float value once per quantizer."""
-        value = node.arguments[position].name
+        value = data_of(node, position).name
         if value in self.codes:
             return Value(value)
         number, quantizer = self.plan.quantizer(node, position)
         affine = self.plan.affine(node, position)
         if affine is None:
-            return self._once(f"codes {number} of {value}", kernels.token_codes(quantizer.input_scale), value)
+            return self._once(f"codes {number} of {value}", self._rounding(node, position), value)
         return self._once(f"codes {number} of {value}", kernels.static_codes(affine, quantizer.input_scale), value)
 
     def _add_float(self, node: Node) -> None:
@@ -140,6 +184,8 @@ class _Lowering:
     def _function(self, node: Node) -> Callable:
         if recurrence := self.plan.quantizer(node, "h"):
             return SteppedLSTM(_on_device(recurrence[1], self.device))
+        if probabilities := self.plan.quantizer(node, "p"):
+            return Attention(_on_device(probabilities[1], self.device))
         return resolve(_RESHAPES.get(node.operator, node.operator))
 
     def _quantized_float(self, node: Node, position: int | str, value: str) -> Value:

@@ -9,6 +9,7 @@ from quant.backends import _torch_kernels as kernels
 from quant.backends._torch_kernels import Affine
 from quant.graph import ActivationQuantizer, QuantizedModel, shared_quantizers
 from quant.nodes import (
+    ATTENTION,
     LSTM,
     QUANTIZABLE,
     RESIDUAL,
@@ -16,6 +17,7 @@ from quant.nodes import (
     Parameter,
     Value,
     data_of,
+    lstm_parameters,
     references,
     transposed_groups,
     weights_of,
@@ -24,6 +26,9 @@ from quant.tensor import QuantizedTensor
 
 MOVES_CODES = {"aten.view.default", "aten.flatten.using_ints", "aten.transpose.int", "aten.permute.default"}
 """Operators that codes pass unchanged. Max pooling is not among them: torch counts its uint8 windows in uint8."""
+
+RUN_TIME_ALONE = {LSTM, ATTENTION}
+"""Operators whose kernels read codes that were found at run time, and write float as it is."""
 
 _CLAMPS = {
     "aten.relu.default": (0.0, math.inf),
@@ -54,7 +59,7 @@ class Plan:
         weights = weights_of(node)
         if weights:  # one that is left float may still read what a neighbour writes in integers
             return any(weight.name in self.quantized.weights for weight in weights)
-        return any((node.name, position) in self._quantizers for position in range(len(node.arguments)))
+        return any((node.name, position) in self._quantizers for position in (*range(len(node.arguments)), "p"))
 
     def weight(self, node: Node) -> QuantizedTensor | None:
         operator = QUANTIZABLE.get(node.operator)
@@ -78,6 +83,8 @@ class Plan:
         """For integer nodes that feed nothing but a clamp with constant bounds: that clamp."""
         found = {}
         for name in self.integer:
+            if self.graph.by_name[name].operator in RUN_TIME_ALONE:
+                continue
             uses = self._uses.get(name, [])
             if len(uses) == 1 and uses[0][1] == 0 and bounds_of(uses[0][0]):
                 found[name] = uses[0][0]
@@ -111,6 +118,10 @@ class Plan:
     def _fits_kernel(self, node: Node) -> bool:
         if node.operator in RESIDUAL:
             return not node.keywords and all(self.affine(node, position) for position in (0, 1))
+        if node.operator == LSTM:
+            return self._is_quantized_lstm(node)
+        if node.operator == ATTENTION:
+            return self._is_quantized_attention(node)
         weight, operator = self.weight(node), QUANTIZABLE.get(node.operator)
         if weight is None or not _is_symmetric_per_channel(weight):
             return False
@@ -118,7 +129,7 @@ class Plan:
         if not (bias is None or (isinstance(bias, Parameter) and bias.name not in self.quantized.weights)):
             return False
         if operator.kind == "linear":
-            return bool(self.affine(node, 0)) or self._is_per_token(node)
+            return bool(self.affine(node, 0)) or self._is_found_at_run_time(node, 0)
         return operator.kind == "convolution" and self._is_plain_convolution(node, weight)
 
     def _is_plain_convolution(self, node: Node, weight: QuantizedTensor) -> bool:
@@ -127,11 +138,28 @@ class Plan:
         rank = len(self.graph.shapes[node.arguments[0].name])
         return transposed_groups(node) is None and rank == weight.codes.ndim and rank in (3, 4)
 
-    def _is_per_token(self, node: Node) -> bool:
-        _, quantizer = self.quantizer(node, 0) or (None, None)
+    def _is_quantized_lstm(self, node: Node) -> bool:
+        weights = [self.quantized.weights.get(weight.name) for weight in weights_of(node)]
+        suit = all(weight is not None and _is_symmetric_per_channel(weight) for weight in weights)
+        biases = {bias.name for own in lstm_parameters(node) for bias in own[2:]}
+        whole = node.arguments[4] == 1 and all(len(own) in (2, 4) for own in lstm_parameters(node))
+        known = all(self._is_found_at_run_time(node, position) for position in ("x", "h"))
+        return suit and whole and known and not biases & self.quantized.weights.keys()
+
+    def _is_quantized_attention(self, node: Node) -> bool:
+        """Whether it has quantizers of 8 bits, values in one scale, and as many heads of keys as of queries."""
+        if not all(self._is_found_at_run_time(node, position) for position in (0, 1, 2, "p")):
+            return False
+        of_values = self.quantizer(node, 2)[1].format.granularity
+        outer = [self.graph.shapes[node.arguments[position].name][:-2] for position in (0, 1, 2)]
+        return of_values == "tensor" and outer[0] == outer[1] == outer[2] and not node.keywords.get("enable_gqa")
+
+    def _is_found_at_run_time(self, node: Node, position: int | str) -> bool:
+        """Whether an argument has a quantizer of 8 bits that finds the range of a tensor or its rows at run time."""
+        _, quantizer = self.quantizer(node, position) or (None, None)
         if quantizer is None or quantizer.mode != "dynamic":
             return False
-        return quantizer.format.symmetric and quantizer.format.granularity == "token" and quantizer.format.bits == 8
+        return quantizer.format.bits == 8 and quantizer.format.granularity in ("token", "tensor")
 
 
 def bounds_of(node: Node) -> tuple[float, float] | None:
@@ -149,7 +177,8 @@ def bounds_of(node: Node) -> tuple[float, float] | None:
 def _by_argument(quantized: QuantizedModel) -> dict[tuple[str, int | str], tuple[int, ActivationQuantizer]]:
     for edge in quantized.activations:
         node = quantized.graph.node(edge)
-        known = edge[2] in ("x", "h") if node.operator == LSTM else edge[2] in range(len(node.arguments))
+        inner = {LSTM: ("x", "h"), ATTENTION: (*range(len(node.arguments)), "p")}
+        known = edge[2] in inner.get(node.operator, range(len(node.arguments)))
         if not known or not isinstance(data_of(node, edge[2]), Value):
             raise ValueError(f"table entry {edge!r} is not on a value of the graph: was it made for another model?")
     groups = enumerate(shared_quantizers(quantized))

@@ -37,7 +37,7 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8"],
+    "static": ["int8", "int8_sym"],
 }  # fmt: skip
 REFUSES = {
     "dynamic": "Core ML has no run-time activation quantization.",

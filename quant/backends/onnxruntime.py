@@ -3,8 +3,9 @@
 Weight-only linear layers and embeddings run on MatMulNBits and GatherBlockQuantized, which keep activations float, and
 layers of normal floats on MatMulBnb4. W4A8 is MatMulNBits at the accuracy level at which it quantizes its input too.
 W8A8 runs on QLinearConv, QGemm and MatMulIntegerToFloat, which ONNX Runtime fuses from the standard
-QuantizeLinear/DequantizeLinear form. Weights without a kernel, as of weight-only convolutions and other codebooks, are
-simulated.
+QuantizeLinear/DequantizeLinear form. Inputs quantized at run time go to MatMulIntegerToFloat and DynamicQuantizeLSTM;
+the runtime's own operator for that is asymmetric per tensor, all else is arithmetic before the product. Weights without
+a kernel, as of weight-only convolutions and other codebooks, are simulated.
 """
 
 import functools
@@ -39,9 +40,18 @@ EXECUTES = {
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
     "static": ["int8", "int8_reduced"],
-    "dynamic": ["int8", "int8_reduced", "w4a8"],
+    "dynamic": [
+        "int8", "int8_reduced", "w4a8",
+        "int8_token_sym", "int8_token_asym", "int8_tensor_sym", "int8_tensor_asym",
+    ],
 }  # fmt: skip
-REFUSES = {"bf16": "ONNX Runtime has no bfloat16 kernels for the CPU."}
+REFUSES = {
+    "static_gptq": "ONNX Runtime's integer convolutions write integers alone, which sums then add.",
+    "bf16": "ONNX Runtime has no bfloat16 kernels for the CPU.",
+    "recurrent-int8_token_sym": "ONNX Runtime's LSTM kernel quantizes asymmetrically per tensor, as int8 does.",
+    "recurrent-int8_token_asym": "ONNX Runtime's LSTM kernel quantizes asymmetrically per tensor, as int8 does.",
+    "recurrent-int8_tensor_sym": "ONNX Runtime's LSTM kernel quantizes asymmetrically per tensor, as int8 does.",
+}
 NATIVE = {
     "native": {"int8": "MatMulNBitsQuantizer", "int4": "MatMulNBitsQuantizer"},
     "native_static": {"int8": "quantize_static"},

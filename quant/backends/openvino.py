@@ -44,12 +44,13 @@ EXECUTES = {
         "lut8", "lut6", "lut4", "lut3", "lut2",
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
-    "static": ["int8", "int8_reduced"],
-    "dynamic": ["w4a8"],
+    "static": ["int8", "int8_sym", "int8_reduced"],
+    "dynamic": ["int8", "int8_reduced", "w4a8"],
 }  # fmt: skip
 REFUSES = {
     "bf16": "OpenVINO chooses bfloat16 by the processor, for any model: an artefact has no say in it.",
-    "dynamic-int8": "OpenVINO's kernels round inputs at run time in groups of one size for all layers, not per token.",
+    "dynamic": "OpenVINO's kernels round inputs at run time in groups of one size for all layers, as int8 does.",
+    "dynamic_attention": "OpenVINO rounds at run time where a factor is a weight alone, and in attention none is.",
 }
 NATIVE = {
     "native": {
@@ -60,6 +61,7 @@ NATIVE = {
     "native_dynamic": {"int8": "nncf.compress_weights, INT8_SYM, with inputs rounded in groups of 32"},
 }
 NATIVE_REQUIRES = {"nncf": "pip install nncf"}
+DYNAMIC_GRANULARITY = "group"
 WIDTHS = [4, 8]
 _WORK = "work.json"
 _NATIVE_MODEL = "model.xml"

@@ -44,7 +44,10 @@ EXECUTES = {
         "mixed_3p5", "mixed_4", "mixed_4p5", "mixed_5", "mixed_6",
     ],
     "static": ["int8", "int8_reduced"],
-    "dynamic": ["int8", "int8_reduced", "w4a8"],
+    "dynamic": [
+        "int8", "int8_reduced", "w4a8",
+        "int8_token_sym", "int8_token_asym", "int8_tensor_sym", "int8_tensor_asym",
+    ],
 }  # fmt: skip
 REFUSES = {
     "native_static": "torch quantizes static int8 only through torch.compile (PT2E), half a minute or more per shape.",

@@ -6,7 +6,7 @@ A17 Pro/M4 chips"). CUDA: the compute capabilities that brought int8, bf16, fp8 
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from quant.hardware import pages
 from quant.hardware._parts import Accelerator, Machine, Processor
@@ -71,12 +71,6 @@ def _on_processor(processor: Processor) -> Suited:
     return Suited(both | blocks, f"{signs} products with weights symmetric per channel have instructions")
 
 
-def _on_openvino(processor: Processor) -> Suited:
-    """Return the same without inputs quantized at run time per token, which it has no kernels for."""
-    found = _on_processor(processor)
-    return replace(found, words={family: words for family, words in found.words.items() if family != "dynamic"})
-
-
 def _on_mlx(processor: Processor) -> Suited:
     words = {"weight_only": ("int4", "int8")}
     if processor.apple:
@@ -102,7 +96,7 @@ def _on_neural_engine(processor: Processor) -> Suited:
         return Suited(words, f"{palettes} load faster; it computes in fp16")
     since = "" if processor.apple else f" from the M{_FIRST_INT8_NEURAL_ENGINE} on"
     whole = f"symmetric W8A8 with weights per channel computes in int8{since}, while no operator between stays float"
-    return Suited({"static": ("int8",)} | words, f"{whole}; {palettes} load faster")
+    return Suited({"static": ("int8_sym",)} | words, f"{whole}; {palettes} load faster")
 
 
 def _on_core_ml(processor: Processor) -> Suited:
@@ -110,8 +104,7 @@ def _on_core_ml(processor: Processor) -> Suited:
 
 
 _SUITED = {
-    **dict.fromkeys(("torch", "torch_compile", "onnxruntime"), _on_processor),
-    "openvino": _on_openvino,
+    **dict.fromkeys(("torch", "torch_compile", "onnxruntime", "openvino"), _on_processor),
     **dict.fromkeys(("torch_mps", "torch_cuda"), _on_torch_gpu),
     **dict.fromkeys(("mlx", "mlx_cpu"), _on_mlx),
     **dict.fromkeys(("coreml", "coreml_cpu", "coreml_gpu"), _on_core_ml),

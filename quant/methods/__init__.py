@@ -85,7 +85,7 @@ def quantize(
     Args:
         method: its name, or a :class:`Method` with settings of your own.
         calibration: batches of inputs, one array per input of the graph; only calibrating methods need them.
-        dynamic_granularity: what the kernels for run-time activation quantization offer, "token" or "tensor".
+        dynamic_granularity: of activations quantized at run time in plain ``int8``: "token", "tensor" or "group".
         progress: called with a line of text such as "gptq: layer 7 of 36, 12 s left" as work goes on.
         training: what a method that trains learns from; without it, the float model on the calibration data.
 

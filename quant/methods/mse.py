@@ -20,7 +20,7 @@ from quant.tensor import quantize_with
 
 METHODS = {"mse": {"family": "weight_only", "bits": ("int8", "int6", "int5", "int4", "int3", "int2")}}
 
-_NARROWEST = {8: 0.9, 6: 0.8, 5: 0.7, 4: 0.55, 3: 0.45, 2: 0.3}
+_NARROWEST = {8: 0.9, 7: 0.85, 6: 0.8, 5: 0.7, 4: 0.55, 3: 0.45, 2: 0.3}
 """The narrowest range tried, as a share of the extremes: the fewer codes, the more clipping pays."""
 _RANGES = 10
 _REFITS = 2

@@ -28,7 +28,7 @@ from quant.tensor import QuantizedTensor, scale_and_zero_point
 from quant.tensor import quantize as quantize_tensor
 
 METHODS = {
-    "smoothquant": {"family": "static", "bits": ("int8", "int8_reduced"), "calibrates": True},
+    "smoothquant": {"family": "static", "bits": ("int8", "int8_sym", "int8_reduced"), "calibrates": True},
     "smoothquant_dynamic": {"family": "dynamic", "bits": ("int8",), "calibrates": True},
     "smoothquant_outliers": {
         "family": "static",

@@ -56,6 +56,7 @@ def test_operators_and_native_shares_of_a_model_of_the_zoo(capsys, tmp_path):
     assert cells["torch"].count("(100 % sim)") == 2
     if sys.platform != "darwin":
         assert cells["coreml"].count("100 % (saved)") == 3
+    assert any(line.startswith("In 8 bits are weights and inputs of 100 % of the multiply") for line in lines)
     reason = next(line for line in lines if "no runtime has a fast convolution kernel" in line)
     assert reason.startswith("torch, onnxruntime, coreml: ")
 

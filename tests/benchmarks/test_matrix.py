@@ -11,7 +11,7 @@ import pytest
 from benchmarks.matrix import Case, matrix, model, models
 from quant.backends import targets
 from quant.methods import methods
-from quant.scheme import CODEBOOK_FORMATS, FLOAT_WORDS, INTEGER_WORDS, PALETTE_WORDS, W4A8
+from quant.scheme import CODEBOOK_FORMATS, DYNAMIC_WORDS, FLOAT_WORDS, INTEGER_WORDS, PALETTE_WORDS, W4A8
 
 ROOT = Path(__file__).parents[2]
 RUNTIMES = ("torch", "onnxruntime", "onnx", "onnx_ir", "mlx", "coremltools", "torchao", "sklearn", "scipy", "numpy")
@@ -163,6 +163,23 @@ def test_dynamic_methods_are_refused_for_convolutional_nets():
     }
     assert len(reasons) == 1
     assert "convolution" in reasons.pop()
+
+
+def test_attention_is_quantized_where_a_network_has_it_and_the_runtime_a_kernel():
+    backends = {(case.model, case.backend) for case in CASES if case.method == "dynamic_attention"}
+    assert {("minilm", "torch"), ("minilm", "onnxruntime"), ("reviews_gpt", "mlx")} <= backends
+    reasons = {entry.case.id: entry.reason for entry in UNSUPPORTED}
+    assert "a recurrent network has no attention" in reasons["reviews_lstm-dynamic_attention-int8-torch"]
+    assert "weight alone" in reasons["minilm-dynamic_attention-int8-openvino"]
+
+
+def test_an_lstm_kernel_that_quantizes_in_one_way_refuses_the_others():
+    words = {case.bits for case in CASES if (case.model, case.backend) == ("reviews_lstm", "onnxruntime")}
+    assert words & set(DYNAMIC_WORDS) == {"int8_tensor_asym"}
+    reasons = {entry.case.id: entry.reason for entry in UNSUPPORTED}
+    assert "LSTM kernel" in reasons["reviews_lstm-dynamic-int8_token_sym-onnxruntime"]
+    words = {case.bits for case in CASES if (case.model, case.backend) == ("reviews_lstm", "torch")}
+    assert set(DYNAMIC_WORDS) <= words
 
 
 def test_native_methods_exist_only_where_the_runtime_has_such_a_quantizer():

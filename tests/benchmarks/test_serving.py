@@ -61,6 +61,28 @@ def test_one_precision_alone_takes_what_serving_with_it_takes():
     assert {one.sample for one in served} == set(range(7))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_phases_of_a_load_test_are_held_and_float_is_back_at_the_end(seed):
+    """On a simulated clock, with what MiniLM's calls take, at six times a call of float."""
+    world, random, services = World(), np.random.default_rng(seed), (0.025, 0.011)
+
+    def rung(seconds):
+        return lambda values: world.rung(seconds * random.lognormal(0, 0.1))(values)
+
+    ladder = Ladder([rung(seconds) for seconds in services], 0.15, (np.zeros(1),), world.clock)
+    rates = [share / (services[1] if phase == "rush" else services[0]) for phase, share in serving.PHASES]
+    times = serving.arrivals(rates, 20, seed)
+    responses = [one.response for one in serving.serve(ladder, times, SAMPLES, clock=world.clock, sleep=world.sleep)]
+    held = serving.within([response.latency for response in responses], 0.15)
+    narrow_alone = serving.within(serving.latencies_alone(times, services[1]), 0.15)
+    assert held >= min(0.99, narrow_alone)
+    assert serving.within(serving.latencies_alone(times, services[0]), 0.15) < 0.6
+    rungs = np.array([response.rung for response in responses])
+    assert (rungs[times < 20] == 0).mean() > 0.99
+    assert (rungs[(times > 20) & (times < 40)] == 0).mean() > 0.8
+    assert (rungs[-50:] == 0).all()
+
+
 def test_the_table_says_who_answered_when_how_late_and_at_which_loss():
     served = [Served(Response(t, t, t + latency, rung), sample) for t, latency, rung, sample in
               [(0, 0.1, 0, 0), (1, 0.3, 0, 1), (2, 0.1, 1, 0), (3, 0.1, 1, 1)]]  # fmt: skip

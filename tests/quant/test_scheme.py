@@ -39,6 +39,7 @@ def test_eight_bit_families_quantize_activations_as_their_kernels_do():
     assert str(parse("int8", "static").activations) == "int8 asymmetric per tensor"
     assert str(parse("int8", "dynamic", "token").activations) == "int8 symmetric per token"
     assert str(parse("int8", "dynamic", "tensor").activations) == "int8 asymmetric per tensor"
+    assert str(parse("int8", "dynamic", "group").activations) == "int8 symmetric groups of 32"
     assert str(parse("int8", "static").linear) == "int8 symmetric per channel"
 
 
@@ -60,6 +61,23 @@ def test_codebook_words_name_their_entries_groups_and_scales(word, described):
     assert str(scheme.linear) == str(scheme.convolution) == described
     assert scheme.activations is None
     assert str(scheme) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "activations"),
+    [
+        ("int8_token_sym", "int8 symmetric per token"),
+        ("int8_token_asym", "int8 asymmetric per token"),
+        ("int8_tensor_sym", "int8 symmetric per tensor"),
+        ("int8_tensor_asym", "int8 asymmetric per tensor"),
+    ],
+)
+def test_a_word_says_how_activations_are_quantized_at_run_time(word, activations):
+    for what_is_fastest in ("token", "tensor", "group"):
+        scheme = parse(word, "dynamic", what_is_fastest)
+        assert (str(scheme.linear), str(scheme.activations)) == ("int8 symmetric per channel", activations)
+    with pytest.raises(ValueError, match="has no meaning for static"):
+        parse(word, "static")
 
 
 @pytest.mark.parametrize("word", [*CODEBOOK_FORMATS, *PALETTE_WORDS])

@@ -56,3 +56,31 @@ def test_a_float16_program_of_one_size_is_taken_whole(tmp_path):
     assert foretold(Fixed(), torch.ones(2, 8), ({},), tmp_path, "fp16") == [
         "Neural Engine (by published lists, untested): takes 100 % of the multiply-accumulates."
     ]
+
+
+class Integers(nn.Module):
+    """Two convolutions and a head, between which all can stay in integers, or a softmax can not."""
+
+    def __init__(self, splits):
+        super().__init__()
+        self.splits = splits
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, image):
+        values = torch.relu(self.first(image))
+        values = torch.softmax(values, 1) if self.splits else values
+        return self.head(torch.relu(self.second(values)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("word", ["int8", "int8_sym"])
+@pytest.mark.parametrize("splits", [False, True])
+def test_w8a8_is_told_how_much_stays_in_integers_and_what_interrupts_it(tmp_path, word, splits):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    graph = quant.capture(Integers(splits).eval(), (images,), ({},))
+    coreml.template(graph, tmp_path / "template", "float16")
+    coreml.compile(quantize(graph, "static", word, [(images,)]), tmp_path / "template", tmp_path / "artefact")
+    _, integers, *others = coreml.forecast(tmp_path / "artefact")
+    assert "In 8 bits are weights and inputs of 100 % of the multiply-accumulates" in integers
+    assert ("softmax" in integers) == splits
+    assert any("have zero points" in sentence for sentence in others) == (word == "int8")

@@ -152,7 +152,10 @@ def test_static_activations_mean_what_the_tables_mean(request, bench, tmp_path):
     assert max(bench.distances(bench.quantize("static", "int8"), tmp_path)) < STEP
 
 
-@pytest.mark.parametrize(("bits", "granularity"), [("int8", "tensor"), ("int8", "token"), ("w4a8", "token")])
+@pytest.mark.parametrize(
+    ("bits", "granularity"),
+    [("int8", "tensor"), ("int8", "token"), ("int8", "group"), ("int8_token_asym", "token"), ("w4a8", "token")],
+)
 def test_activations_are_rounded_at_run_time_as_the_tables_say(text, bits, granularity, tmp_path):
     quantized = text.quantize("dynamic", bits, granularity)
     assert max(text.distances(quantized, tmp_path)) < STEP

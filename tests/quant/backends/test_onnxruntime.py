@@ -19,7 +19,7 @@ from quant.backends._onnx_session import open_session
 from quant.backends._onnx_weights import channel_scale
 from quant.graph import ActivationQuantizer, QuantizedModel, simulate
 from quant.methods import quantize
-from quant.scheme import NumberFormat, parse
+from quant.scheme import DYNAMIC_WORDS, NumberFormat, parse
 from quant.tensor import quantize as quantize_tensor
 from quant.tracing import capture
 
@@ -398,10 +398,23 @@ def test_an_unused_weight_is_an_error(text):
         text.load(QuantizedModel(graph, parse("int4"), weights))
 
 
-def test_activations_per_token_are_refused(text):
-    quantized = quantize(text.graph, "dynamic", "int8", dynamic_granularity="token")
-    with pytest.raises(ValueError, match="asymmetric per tensor"):
-        text.load(quantized)
+@pytest.mark.parametrize("word", DYNAMIC_WORDS)
+def test_inputs_quantized_at_run_time_are_multiplied_in_integers(text, word, tmp_path):
+    executable, difference = text.parity(text.quantize("dynamic", word, tokens()), tokens())
+    assert difference < 2e-2
+    operators = optimized_operators(executable, tmp_path)
+    assert operators["MatMulIntegerToFloat"] + operators["DynamicQuantizeMatMul"] == 4
+    assert executable.evidence == "measured"
+
+
+def test_activations_of_fewer_bits_found_at_run_time_are_refused(text):
+    quantized = text.quantize("dynamic", "int8_token_sym", tokens())
+    narrow = {
+        edge: replace(quantizer, format=replace(quantizer.format, bits=4))
+        for edge, quantizer in quantized.activations.items()
+    }
+    with pytest.raises(ValueError, match="use int8 per tensor or per token"):
+        text.load(replace(quantized, activations=narrow))
 
 
 def test_static_activations_of_other_widths_are_refused(text):

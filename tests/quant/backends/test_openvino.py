@@ -90,8 +90,8 @@ class Workbench:
         openvino.compile_native(method, bits, self.template, folder, [(self.example.numpy(),)])
         return openvino.load(folder)
 
-    def quantize(self, method: str, bits: str) -> QuantizedModel:
-        return quantize(self.graph, method, bits, [(self.example.numpy(),)])
+    def quantize(self, method: str, bits: str, granularity: str = "token") -> QuantizedModel:
+        return quantize(self.graph, method, bits, [(self.example.numpy(),)], granularity)
 
     def parity(self, quantized: QuantizedModel):
         executable = self.load(quantized)
@@ -168,6 +168,12 @@ def test_inputs_are_rounded_in_groups_as_the_tables_say(text):
         real = simulate(QuantizedModel(text.graph, quantized.scheme, quantized.weights))(text.example)[0].numpy()
         rounded = simulate(quantized)(text.example)[0].numpy()
     assert error(rounded, real) > 2 * difference
+
+
+def test_eight_bit_weights_are_multiplied_with_inputs_rounded_in_groups(text):
+    executable, difference = text.parity(text.quantize("dynamic", "int8", "group"))
+    assert difference < 2e-2
+    assert executable.evidence == "measured"
 
 
 def test_what_no_kernel_rounds_is_simulated(text):

@@ -14,6 +14,7 @@ from quant.scheme import NumberFormat
 from quant.tensor import quantize
 
 PER_CHANNEL = NumberFormat(8, symmetric=True, granularity="channel", scale_dtype="float32")
+PER_TOKEN = NumberFormat(8, symmetric=True, granularity="token", scale_dtype="float32")
 SOURCE = Affine(0.031, 113)
 TARGET = Affine(0.27, 90)
 BOUNDS = [UNBOUNDED, (0.0, math.inf), (0.0, 6.0), (-1.5, 0.7), (-math.inf, 2.0)]
@@ -143,7 +144,7 @@ def test_token_linear_quantizes_each_row_between_its_own_extremes():
     weight, bias = random_weight(7, 40), torch.randn(7)
     values = torch.from_numpy(rows.astype(np.float32))
     before = values.clone()
-    got = kernels.token_linear(weight, bias, UNBOUNDED)(kernels.token_codes(None)(values))
+    got = kernels.run_time_linear(weight, bias, UNBOUNDED)(kernels.run_time_codes(PER_TOKEN, None)(values))
     scale = np.abs(rows).max(-1, keepdims=True) / 127
     quantized = np.round(rows / scale) * scale
     exact = quantized @ (weight.codes.double() * weight.scale.double()).numpy().T + bias.double().numpy()
@@ -151,11 +152,20 @@ def test_token_linear_quantizes_each_row_between_its_own_extremes():
     assert torch.equal(values, before)
 
 
+def test_asymmetric_codes_of_a_row_stand_for_its_values_within_half_a_step():
+    rows = torch.tensor([[0.0, 1.0, 255.0], [-1.0, -3.0, -2.0], [5.0, 6.0, 5.0], [0.0, 0.0, 0.0]])
+    codes = kernels.run_time_codes(NumberFormat(8, False, "token", scale_dtype="float32"), None)(rows)
+    real = (codes.codes + codes.shift) * codes.scale
+    steps = torch.tensor([[255.0], [3.0], [6.0], [0.0]]) / 255  # ranges always hold zero
+    torch.testing.assert_close(codes.scale[:3], steps[:3])
+    assert torch.all((real - rows).abs() <= steps / 2 + 1e-6)
+
+
 def test_a_row_of_zeros_gives_the_bias_and_a_row_with_nan_spoils_only_itself():
     weight, bias = random_weight(3, 8), torch.tensor([0.5, -1.0, 2.0])
     rows = torch.randn(3, 8)
     rows[0], rows[1, 2] = 0.0, math.nan
-    got = kernels.token_linear(weight, bias, UNBOUNDED)(kernels.token_codes(None)(rows))
+    got = kernels.run_time_linear(weight, bias, UNBOUNDED)(kernels.run_time_codes(PER_TOKEN, None)(rows))
     assert torch.equal(got[0], bias)
     assert got[1].isnan().all()
     assert got[2].isfinite().all()
@@ -163,9 +173,9 @@ def test_a_row_of_zeros_gives_the_bias_and_a_row_with_nan_spoils_only_itself():
 
 def test_token_linear_applies_input_scale_and_bounds():
     weight, rows, factors = random_weight(3, 8), torch.randn(4, 8), torch.rand(8) + 0.5
-    linear = kernels.token_linear(weight, None, (0.0, 1.0))
-    scaled = linear(kernels.token_codes(factors)(rows))
-    assert torch.equal(scaled, linear(kernels.token_codes(None)(rows * factors)))
+    linear = kernels.run_time_linear(weight, None, (0.0, 1.0))
+    scaled = linear(kernels.run_time_codes(PER_TOKEN, factors)(rows))
+    assert torch.equal(scaled, linear(kernels.run_time_codes(PER_TOKEN, None)(rows * factors)))
     assert scaled.min() >= 0
     assert scaled.max() <= 1
 

@@ -139,7 +139,7 @@ def test_readers_of_one_value_share_its_codes():
     graph, example = capture(Shared, 5, 6)
     for method in ("static", "dynamic"):
         lowered = lower(quant.quantize(graph, method, "int8", [(example,)]))
-        assert kinds(lowered)["static_codes"] + kinds(lowered)["token_codes"] == 2
+        assert kinds(lowered)["static_codes"] + kinds(lowered)["run_time_codes"] == 2
 
 
 def test_a_value_that_a_float_operator_reads_too_is_not_reduced_to_codes():
@@ -196,7 +196,7 @@ def test_codes_pass_a_reshape():
 @pytest.mark.parametrize(
     "format",
     [
-        NumberFormat(8, symmetric=False, granularity="tensor", scale_dtype="float32"),
+        NumberFormat(8, symmetric=True, granularity="group", group_size=4, scale_dtype="float32"),
         NumberFormat(4, symmetric=True, granularity="token", scale_dtype="float32"),
     ],
 )

@@ -98,13 +98,13 @@ def test_the_neural_engine_is_given_palettes_and_integers_where_it_has_them():
         return strategy.suited("coreml_ane", Machine(_apple.processor(text), Memory(), ())).words
 
     assert "static" not in words(machines.M3)
-    assert words(machines.M4)["static"] == ("int8",)
+    assert words(machines.M4)["static"] == ("int8_sym",)
     assert words(machines.M3)["weight_only"][:2] == ("lut4", "lut6")
 
 
 def test_what_suits_a_neural_engine_is_told_elsewhere_too_with_the_chips_it_holds_for(linux):
     found = strategy.suited("coreml_ane", Machine(linux(machines.ZEN_4), Memory(), ()))
-    assert found.words["static"] == ("int8",)
+    assert found.words["static"] == ("int8_sym",)
     assert "symmetric W8A8 with weights per channel computes in int8 from the M4 on" in found.why
     assert "palettes of 4 and 6 bits" in found.why
 

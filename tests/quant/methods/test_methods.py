@@ -120,3 +120,13 @@ def test_dynamic_quantizes_linear_and_embedding_only(residual_graph, tied_graph)
     quantized = quant.quantize(tied_graph, "dynamic", "int8")
     assert set(quantized.weights) == {"embedding.weight", "feed_forward.weight"}
     assert {quantizer.mode for quantizer in quantized.activations.values()} == {"dynamic"}
+
+
+def test_dynamic_attention_quantizes_values_per_tensor_because_products_sum_over_their_rows(transformer_graph):
+    quantized = quant.quantize(transformer_graph, "dynamic_attention", "int8")
+    inside = {edge: entry.format for edge, entry in quantized.activations.items() if "attention" in edge[1]}
+    assert len(inside) == 8
+    assert {str(format) for edge, format in inside.items() if edge[2] == 2} == {"int8 symmetric per tensor"}
+    assert {str(format) for edge, format in inside.items() if edge[2] != 2} == {"int8 symmetric per token"}
+    plain = quant.quantize(transformer_graph, "dynamic", "int8")
+    assert set(quantized.activations) - set(inside) == set(plain.activations)

@@ -150,3 +150,11 @@ def test_convolutions_stay_float_where_activations_are_quantized_at_run_time(res
 def test_the_same_inputs_give_the_same_codes(transformer_graph, transformer_inputs):
     first, second = (quant.quantize(transformer_graph, "smoothquant", "int8", [(transformer_inputs,)]) for _ in "ab")
     assert all(torch.equal(first.weights[name].codes, second.weights[name].codes) for name in first.weights)
+
+
+@pytest.mark.parametrize(("word", "bits"), [("int8_sym", 8), ("int8_reduced", 7)])
+def test_it_makes_every_word_that_it_offers(transformer_graph, transformer_inputs, word, bits):
+    quantized = quant.quantize(transformer_graph, "smoothquant", word, [(transformer_inputs,)])
+    assert {weight.format.bits for weight in quantized.weights.values()} == {bits}
+    symmetric = "symmetric" if word == "int8_sym" else "asymmetric"
+    assert {str(entry.format) for entry in quantized.activations.values()} == {f"int8 {symmetric} per tensor"}

@@ -112,3 +112,15 @@ def test_the_same_data_gives_the_same_tables(uneven, batches):
     first, second = (quant.quantize(uneven, "static", "int8", batches) for _ in range(2))
     assert all(torch.equal(first.weights[name].codes, second.weights[name].codes) for name in first.weights)
     assert all(torch.equal(first.floats[name], second.floats[name]) for name in first.floats)
+
+
+def test_static_gptq_adds_in_float_and_rounds_weights_with_the_data(uneven, batches):
+    found = quant.quantize(uneven, "static_gptq", "int8", batches)
+    plain = quant.quantize(uneven, "static_mse", "int8", batches)
+    left = set(plain.activations) - set(found.activations)
+    assert {uneven.node(edge).operator for edge in left} == {"aten.add.Tensor"}
+    assert len(left) == 2
+    assert set(found.activations) < set(plain.activations)
+    name = "expand.weight"
+    assert not torch.equal(found.weights[name].codes, plain.weights[name].codes)
+    assert error(uneven, "static_gptq", batches) < error(uneven, "static_mse", batches)
