@@ -2,8 +2,9 @@
 
 Requests arrive at random, one sample each, in phases: calm, busy, calm, a rush that float cannot answer in time, calm.
 A ladder of precisions answers them one at a time, and goes down or up by what the last hundred took from their arrival
-on; a request that has waited long is answered by a narrower one at once. The table shows, for every few seconds, the load, who answered, the 99th percentile of the latency, the share within
-the target, and what was lost against the widest precision on the very samples that were asked.
+on; a request that has waited long is answered by a narrower one at once. The table shows, for every few seconds, the
+load, who answered, the 99th percentile of the latency, the share within the target, and what was lost against the
+widest precision on the very samples that were asked.
 
   python -m benchmarks load_test minilm --target 150ms
   python -m benchmarks load_test reviews_lstm --target 50ms --seconds 30s --rung float-fp32 --rung dynamic-int8

@@ -3,8 +3,9 @@
 Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023. Errors count with their p-th
 power, p < 1, so that outliers do not rule. Splitting off an auxiliary error alternates two steps of closed form: the
 auxiliary error is the error shrunk (generalized soft threshold), and the grid is fitted to the weights less it. The
-paper fits real zero points to fixed scales; runtimes store whole zero points, so here the scale is fitted as well, and
-a block keeps the grid it came from unless the new one is better.
+paper fits real zero points to fixed scales. Runtimes store whole zero points, which such a step never moves, as codes
+are off by less than half a step on average; so here the scale is fitted instead, and a block keeps the grid it came
+from unless the new one is better.
 """
 
 from collections.abc import Sequence
@@ -46,10 +47,6 @@ def fit(blocks: Blocks) -> Grid:
     for _ in range(_ITERATIONS):
         codes = blocks.codes(scale, zero_point)
         target = blocks.values - _shrunk((blocks.values - codes * scale) / unit, penalty) * unit
-        if not blocks.format.symmetric:
-            moved = zero_point + (codes - target / scale).mean(1, keepdim=True)
-            zero_point = moved.round().clamp(blocks.format.lowest, blocks.format.highest)
-            codes = blocks.codes(scale, zero_point)
         scale = blocks.least_squares(codes, target, scale)
         best = best.or_better(Grid(scale, zero_point, _error(blocks, scale, zero_point)))
         penalty *= _PENALTY_GROWTH

@@ -85,7 +85,7 @@ MUTANTS = [
         {
             "return -(2 ** (self.bits - 1) - 1) if": "return -(2 ** (self.bits - 1)) if",
             "DEFAULT_GROUP_SIZE = 32": "DEFAULT_GROUP_SIZE = 64",
-            "8, symmetric=per_token, granularity": "8, symmetric=True, granularity",
+            'symmetric=dynamic_granularity != "tensor"': "symmetric=True",
         },
     ),
     *_of(
