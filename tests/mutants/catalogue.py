@@ -280,9 +280,9 @@ MUTANTS = [
         "benchmarks/timing.py",
         _TIMING,
         {
-            "if self._round % 2 == 1:": "if self._round % 2 == 0:",
+            '"baseline variant twin"': '"baseline twin variant"',
             "    call()\n    start = time.perf_counter()\n    call()": "    start = time.perf_counter()\n    call()",
-            "low > 1 + TOLERATED_NULL or": "low > 1 + TOLERATED_NULL and",
+            "low <= 1 + TOLERATED_NULL and": "low <= 1 + TOLERATED_NULL or",
             "speed_ratio(times.baseline, times.variant)": "speed_ratio(times.variant, times.baseline)",
             "if rounds >= ROUNDS_FOR_P99 else None": "if rounds else None",
             "> 2 * WIDE": "> 200 * WIDE",
