@@ -11,7 +11,7 @@ from itertools import product
 from tabulate import tabulate
 
 from benchmarks.matrix import Case, matrix
-from benchmarks.workshop import CannotRun, Workshop
+from benchmarks.workshop import Workshop
 from quant.architecture import OperatorKind, operator_kinds
 from quant.backends import target, targets
 
@@ -93,7 +93,7 @@ def _forecasts(workshop: Workshop, name: str, backends: Sequence[str]) -> list[s
         forecast = getattr(case.target.load(), "forecast", None)
         if forecast:
             calibration = workshop.calibration(name)
-            with suppress(CannotRun):  # the table says so
+            with suppress(ValueError, RuntimeError):  # the table says so
                 artifact = workshop.compile(case, workshop.quantize(case, calibration), calibration)
                 sentences |= dict.fromkeys(forecast(artifact.entry.path))
     return list(sentences)

@@ -193,7 +193,7 @@ def _refusal(case: Case) -> str | None:
         return f"a {family} network has no attention, which is all that {how.name} quantizes beyond dynamic"
     refuses = where.constant("REFUSES", {})
     for key in (how.name, f"{family}-{case.bits}"):
-        if key in refuses:
+        if key in refuses and key != how.family:  # which says why other words of its methods are not there
             return refuses[key]
     if how.native:
         offered = where.constant("NATIVE", {}).get(how.name, {})

@@ -78,7 +78,9 @@ def record(graph: FloatGraph, inputs: Sequence[Tensor], names: Collection[str]) 
 
     with torch.inference_mode():
         Recorder(graph.module()).run(*inputs)
-    return found
+    # torch.fx gives inputs other names where theirs mean something in Python, as "input" does.
+    given = dict(zip(graph.graphs["forward"].inputs, inputs, strict=True))
+    return found | {name: given[name] for name in names if name in given}
 
 
 def signature(quantized: QuantizedModel) -> str:

@@ -257,7 +257,8 @@ def _graph_values(graph: FloatGraph) -> dict[str, Tensor]:
 
     with torch.inference_mode():
         Recorder(graph.module("forward"), garbage_collect_values=False).run(*graph.examples["forward"])
-    return values
+    # torch.fx gives inputs other names where theirs mean something in Python, as "input" does.
+    return values | dict(zip(graph.graphs["forward"].inputs, graph.examples["forward"], strict=True))
 
 
 def _close(value: Tensor, intended: Tensor, tolerance: float) -> bool:

@@ -173,6 +173,12 @@ def test_attention_is_quantized_where_a_network_has_it_and_the_runtime_a_kernel(
     assert "weight alone" in reasons["minilm-dynamic_attention-int8-openvino"]
 
 
+def test_a_backend_that_says_why_other_words_are_not_there_keeps_its_own():
+    reasons = {entry.case.id: entry.reason for entry in UNSUPPORTED}
+    assert "in groups of one size" in reasons["minilm-dynamic-int8_token_sym-openvino"]
+    assert Case("minilm", "dynamic", "int8", "openvino") in CASES
+
+
 def test_an_lstm_kernel_that_quantizes_in_one_way_refuses_the_others():
     words = {case.bits for case in CASES if (case.model, case.backend) == ("reviews_lstm", "onnxruntime")}
     assert words & set(DYNAMIC_WORDS) == {"int8_tensor_asym"}

@@ -27,6 +27,12 @@ def alone(quantized, nodes, **readers):
     return cut(quantized, nodes, examples_of(quantized, nodes), readers)
 
 
+def test_an_input_is_recorded_by_its_name_even_where_python_has_a_function_of_it():
+    graph = quant.capture(nn.Sequential(nn.Linear(4, 3)).eval(), (torch.randn(2, 4),))
+    (values,) = graph.examples["forward"]
+    assert record(graph, (values,), {"input"}) == {"input": values}
+
+
 @pytest.mark.parametrize("kind", ["transformer", "residual"])
 def test_an_operator_alone_computes_what_it_does_in_the_model(kind, request):
     quantized = request.getfixturevalue(kind)

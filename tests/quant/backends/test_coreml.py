@@ -192,6 +192,20 @@ def linear_edge(graph, index=0):
     return ("forward", nodes[index].name, 0)
 
 
+def test_an_input_that_is_called_as_a_function_of_python(tmp_path):
+    """torch.fx renames such, as the argument of nn.Sequential."""
+    module = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    values = torch.randn(8, 16, generator=GENERATOR)
+    graph = capture(module, (values[:2],))
+    assert graph.graphs["forward"].inputs == ("input",)
+    quantized = quantize(graph, "static_plain", "int8", [(values.numpy(),)])
+    (tmp_path / "template").mkdir()
+    (tmp_path / "artifact").mkdir()
+    coreml.template(graph, tmp_path / "template", "float32")
+    executable = compiled(quantized, tmp_path / "template", tmp_path / "artifact")
+    assert error(executable, quantized, values) < 2e-2
+
+
 def test_input_scale_alone_and_with_codes(graphs, templates, tmp_path):
     graph, tokens = graphs["text"], SAMPLES["text"]
     scale = torch.linspace(0.5, 2, 40)
