@@ -100,8 +100,8 @@ def quantize(
     values = {edge: graph.node(edge).arguments[edge[2]].name for edge in edges}
     names = sorted(set(values.values()))
     prepared = equalize(graph, names, calibration) if equalization else graph
-    rounded = gptq.quantize(prepared, scheme, calibration).weights if rounding == "gptq" else None
-    weights = round_weights(prepared, scheme) if rounded is None else rounded
+    by_data = rounding == "gptq"
+    weights = gptq.quantize(prepared, scheme, calibration).weights if by_data else round_weights(prepared, scheme)
     quantizers = {}
     for value, (low, high) in observe_ranges(prepared, names, calibration, ranges, scheme.activations).items():
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), scheme.activations)
