@@ -1,7 +1,7 @@
 """Attention whose two products are quantized at run time.
 
-The exporter writes it as two MatMul, the first of which reads query and key already scaled, and the key transposed. A
-factor changes no code, so what the tables say of query and key holds for what that product reads.
+ONNX has it as two MatMul, the first of which reads the query already scaled, and the key transposed. A factor changes
+no code, so what the tables say of query and key holds for what that product reads.
 """
 
 from collections.abc import Callable, Mapping, Sequence

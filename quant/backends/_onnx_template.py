@@ -19,10 +19,11 @@ from onnxscript import optimizer
 from torch import fx
 
 from quant.backends import _onnx_coverage as coverage
+from quant.backends import _onnx_keys as keys
 from quant.backends import _onnx_recurrent as recurrent
 from quant.backends._onnx_session import open_session, quiet
 from quant.graph import FloatGraph
-from quant.nodes import Graph, Node
+from quant.nodes import ATTENTION, Graph, Node
 from quant.recurrent import traced_as_one
 
 OPSET = 21
@@ -61,6 +62,7 @@ def write(graph: FloatGraph, folder: Path) -> None:
     model = _export(graph)
     _clean(model, graph.parameters)
     _name(model, source, graph.parameters)
+    keys.simplify(model, _attentions(model, source))
     candidates = _values_by_owner(model, source)
     model.metadata_props.clear()
     model.metadata_props[coverage.KEY] = coverage.describe(graph, None)
@@ -152,6 +154,15 @@ def _name(model: ir.Model, source: Graph, parameters: dict[str, torch.Tensor]) -
             recurrent.name_weights(node, source.by_name[owner])
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
+
+
+def _attentions(model: ir.Model, source: Graph) -> list[list[ir.Node]]:
+    """Return, for each attention of the graph, the ONNX nodes that the exporter made of it."""
+    found = {node.name: [] for node in source.nodes if node.operator == ATTENTION}
+    for node in model.graph:
+        if _owner(node) in found:
+            found[_owner(node)].append(node)
+    return list(found.values())
 
 
 def _values_by_owner(model: ir.Model, source: Graph) -> dict[str, ir.Value]:
