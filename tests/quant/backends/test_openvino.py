@@ -170,14 +170,19 @@ def test_inputs_are_rounded_in_groups_as_the_tables_say(text):
     assert error(rounded, real) > 2 * difference
 
 
-def test_eight_bit_weights_are_multiplied_with_inputs_rounded_in_groups(text):
-    executable, difference = text.parity(text.quantize("dynamic", "int8", "group"))
+def test_eight_bit_weights_are_multiplied_with_inputs_rounded_in_groups(tmp_path):
+    torch.manual_seed(0)
+    dividing = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 32))  # in groups of 32 without a rest
+    bench = Workbench(dividing, torch.randn(4, 5, 64), None, tmp_path)
+    executable, difference = bench.parity(bench.quantize("dynamic", "int8", "group"))
     assert difference < 2e-2
     assert executable.evidence == "measured"
 
 
-def test_what_no_kernel_rounds_is_simulated(text):
-    executable, difference = text.parity(text.quantize("dynamic", "int8"))
+@pytest.mark.parametrize("granularity", ["token", "group"])
+def test_what_no_kernel_rounds_is_simulated(text, granularity):
+    """Tokens are not what the kernels round by, and groups of 32 do not divide the 40 inputs of one layer."""
+    executable, difference = text.parity(text.quantize("dynamic", "int8", granularity))
     assert difference < 2e-2
     assert executable.evidence == "simulated"
 
