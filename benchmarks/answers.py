@@ -1,15 +1,24 @@
-"""What an artefact answers on the samples it is judged on."""
+"""What an artefact, or a module of PyTorch, answers on the samples it is judged on."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from benchmarks import judging
+from fixtures.model import Samples
+from quant.backends import Executable
 from reports.paired import Contributions
 
 if TYPE_CHECKING:
     from benchmarks.matrix import Case
+
+Judge = Callable[[np.ndarray, Samples], Contributions | None]
+"""Returns what samples add to the metric, by their outputs [n, ...]."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,42 @@ class Answers:
             return cls(outputs)
         with np.load(folder / "contributions.npz") as parts:
             return cls(outputs, Contributions(parts["numerators"], parts.get("denominators"), form.read_text()))
+
+
+def answer(
+    executable: Executable,
+    samples: Samples,
+    batch: int,
+    seconds: float,
+    report: Callable[[int], None],
+    kept: int | None = None,
+    judge: Judge | None = None,
+) -> Answers:
+    """Run all samples, ``batch`` at a time, or those that ``seconds`` allow; ``report`` gets how many are done.
+
+    Of a model whose outputs are too large to keep, the first ``kept`` ones are, and ``judge`` sees all.
+    """
+    kept, start = kept or len(samples), time.perf_counter()
+    outputs, added, done = [], [], 0
+    for inputs in samples.batches(batch):
+        result = np.asarray(executable(*inputs)[0], dtype=np.float32)
+        if judge is not None:
+            added.append(judge(result, samples.between(done, done + len(result))))
+        if done < kept:
+            outputs.append(result[: kept - done])
+        done += len(result)
+        report(done)
+        if time.perf_counter() - start > seconds:
+            break
+    contributions = judging.joined_contributions(added) if judge is not None else None
+    return Answers(np.concatenate(outputs), contributions, truncated=done < len(samples))
+
+
+def answers_of_module(module: Callable, samples: Samples, batch: int) -> np.ndarray:
+    """Return float32 [n, ...]: the first output of a module of PyTorch on all samples, ``batch`` at a time."""
+    with torch.inference_mode():
+        results = [module(*map(torch.from_numpy, inputs))[0].numpy() for inputs in samples.batches(batch)]
+    return np.concatenate(results)
 
 
 def refuse_not_finite(case: "Case", answers: Answers) -> None:

@@ -7,13 +7,14 @@ versions, the machine's instruction set, and the source of every module of ours 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import cascading, footprint, judging
-from benchmarks.answers import Answers
+from benchmarks.answers import Answers, answer, answers_of_module
 from benchmarks.footprint import Footprint
 from benchmarks.ingredients import runtime_versions, state_digest, training_of
 from benchmarks.matrix import Case
@@ -275,19 +276,19 @@ class Workshop:
         if model.fidelity_samples is not None:
             key |= {"kept": model.fidelity_samples}
             key |= {"metric": source_digest(model_entry(model.name).module, "benchmarks.judging")}
-        partial: list[Answers] = []
+        unfinished: list[Answers] = []
 
         def build(folder: Path) -> None:
             answers = self._evaluate(artifact, samples)
             if answers.truncated:
-                partial.append(answers)
+                unfinished.append(answers)
                 raise _Truncated
             answers.save(folder)
 
         try:
             return Answers.load(self.cache.entry("outputs", key, build).path)
         except _Truncated:
-            return partial[0]
+            return unfinished[0]
 
     def simulated(self, artifact: Artifact, samples: Samples, perturbed: bool = False) -> np.ndarray:
         """Return what the artefact's tables mean on ``samples``, run in the same batches as the artefact.
@@ -301,7 +302,7 @@ class Workshop:
         def build(folder: Path) -> None:
             self._progress("simulating")
             module = (simulate_perturbed if perturbed else simulate)(tables.quantized)
-            np.save(folder / "outputs.npy", self._run_torch(module, samples))
+            np.save(folder / "outputs.npy", answers_of_module(module, samples, self.settings.batch))
 
         return np.load(self.cache.entry("simulated", key, build).path / "outputs.npy")
 
@@ -315,7 +316,7 @@ class Workshop:
 
         def build(folder: Path) -> None:
             self._progress("running the reference split")
-            np.save(folder / "outputs.npy", self._run_torch(prepared.graph.module(), samples))
+            np.save(folder / "outputs.npy", answers_of_module(prepared.graph.module(), samples, self.settings.batch))
 
         entry = self.cache.entry("reference", key, build)
         return Reference(np.load(entry.path / "outputs.npy"), samples.labels)
@@ -401,30 +402,15 @@ class Workshop:
             raise
 
     def _evaluate(self, artifact: Artifact, samples: Samples) -> Answers:
-        model, start, size = self.model(artifact.case.model), time.perf_counter(), self.settings.batch
-        streams, kept = model.fidelity_samples is not None, model.fidelity_samples or len(samples)
-        reference = self.reference(model.name) if streams else None
-        outputs, added, done = [], [], 0
-        for batch in _batches(samples, size):
-            answer = np.asarray(artifact.executable(*batch)[0], dtype=np.float32)
-            if streams:
-                judged = samples.between(done, done + len(answer))
-                added.append(judging.contributions(model, reference, answer, judged))
-            if done < kept:
-                outputs.append(answer[: kept - done])
-            done += len(answer)
-            self._progress(f"evaluating {artifact.case}: {done}/{len(samples)}")
-            if time.perf_counter() - start > self.settings.case_seconds:
-                break
-        own = judging.joined_contributions(added) if streams else None
-        return Answers(np.concatenate(outputs), own, truncated=done < len(samples))
+        model, settings, judge = self.model(artifact.case.model), self.settings, None
+        if model.fidelity_samples is not None:
+            judge = partial(judging.contributions, model, self.reference(model.name))
 
-    def _run_torch(self, module: torch.nn.Module, samples: Samples) -> np.ndarray:
-        with torch.inference_mode():
-            outputs = [
-                module(*map(torch.from_numpy, batch))[0].numpy() for batch in _batches(samples, self.settings.batch)
-            ]
-        return np.concatenate(outputs)
+        def report(done: int) -> None:
+            self._progress(f"evaluating {artifact.case}: {done}/{len(samples)}")
+
+        kept = model.fidelity_samples
+        return answer(artifact.executable, samples, settings.batch, settings.case_seconds, report, kept, judge)
 
 
 class _Truncated(Exception):
@@ -433,11 +419,4 @@ class _Truncated(Exception):
 
 def calibration_batches(calibration: Samples) -> list[tuple[np.ndarray, ...]]:
     """Return the calibration data as methods take it."""
-    return _batches(calibration, CALIBRATION_BATCH)
-
-
-def _batches(samples: Samples, size: int) -> list[tuple[np.ndarray, ...]]:
-    return [
-        tuple(np.ascontiguousarray(array[start : start + size]) for array in samples.inputs)
-        for start in range(0, len(samples), size)
-    ]
+    return calibration.batches(CALIBRATION_BATCH)

@@ -1,16 +1,16 @@
 """What is compared: cases quantized from other draws of the calibration data, or broken on purpose, and judged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from benchmarks import judging
+from benchmarks.answers import answers_of_module
 from benchmarks.judging import Outcomes
 from benchmarks.matrix import Case
 from benchmarks.reliability.populations import Population
-from benchmarks.workshop import CALIBRATION_BATCH, Workshop
+from benchmarks.workshop import CALIBRATION_BATCH, Workshop, calibration_batches
 from fixtures.model import Samples
 from quant.graph import QuantizedModel, simulate
 from quant.methods import quantize
@@ -28,8 +28,8 @@ class Subject:
         samples = self.workshop.calibration(self.case.model)
         if seed is not None:
             samples = _half(samples, np.random.default_rng(seed))
-        batches = _batches(samples.inputs, CALIBRATION_BATCH)
-        return quantize(self.workshop.prepare(self.case.model).graph, self.case.method, self.case.bits, batches)
+        graph, batches = self.workshop.prepare(self.case.model).graph, calibration_batches(samples)
+        return quantize(graph, self.case.method, self.case.bits, batches)
 
     def outcomes(self, quantized: QuantizedModel) -> Outcomes:
         """Return what the tables answer on the evaluation samples, beside float."""
@@ -46,20 +46,9 @@ class Subject:
         return self.workshop.evaluation(self.case.model)
 
     def _run(self, module: Callable) -> np.ndarray:
-        with torch.inference_mode():
-            batches = _batches(self._samples.inputs, CALIBRATION_BATCH)
-            return np.concatenate([module(*map(torch.from_numpy, batch))[0].numpy() for batch in batches])
+        return answers_of_module(module, self._samples, CALIBRATION_BATCH)
 
 
 def _half(samples: Samples, random: np.random.Generator) -> Samples:
     names = random.permutation(np.unique(samples.clusters))
-    chosen = np.flatnonzero(np.isin(samples.clusters, names[: (len(names) + 1) // 2]))
-    labels = None if samples.labels is None else samples.labels[chosen]
-    return Samples(tuple(values[chosen] for values in samples.inputs), labels, samples.clusters[chosen])
-
-
-def _batches(inputs: Sequence[np.ndarray], size: int) -> list[tuple[np.ndarray, ...]]:
-    return [
-        tuple(np.ascontiguousarray(values[start : start + size]) for values in inputs)
-        for start in range(0, len(inputs[0]), size)
-    ]
+    return samples.where(np.isin(samples.clusters, names[: (len(names) + 1) // 2]))
