@@ -71,6 +71,14 @@ def _on_processor(processor: Processor) -> Suited:
     return Suited(both | blocks, f"{signs} products with weights symmetric per channel have instructions")
 
 
+def _on_openvino(processor: Processor) -> Suited:
+    suited = _on_processor(processor)
+    if not processor.has("amxint8"):
+        return suited
+    words = suited.words | {"static": ("int8_sym", *suited.words["static"])}
+    return Suited(words, f"{suited.why}, and AMX those of s8 x s8, where no zero points of inputs are put right")
+
+
 def _on_mlx(processor: Processor) -> Suited:
     words = {"weight_only": ("int4", "int8")}
     if processor.apple:
@@ -104,7 +112,8 @@ def _on_core_ml(processor: Processor) -> Suited:
 
 
 _SUITED = {
-    **dict.fromkeys(("torch", "torch_compile", "onnxruntime", "openvino"), _on_processor),
+    **dict.fromkeys(("torch", "torch_compile", "onnxruntime"), _on_processor),
+    "openvino": _on_openvino,
     **dict.fromkeys(("torch_mps", "torch_cuda"), _on_torch_gpu),
     **dict.fromkeys(("mlx", "mlx_cpu"), _on_mlx),
     **dict.fromkeys(("coreml", "coreml_cpu", "coreml_gpu"), _on_core_ml),

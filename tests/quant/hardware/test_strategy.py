@@ -91,6 +91,10 @@ def test_words_follow_from_the_instructions(linux):
     assert words(machines.ZEN_4)["static"] == ("int8",)
     assert words(machines.GRAVITON_2)["dynamic"] == ("int8",)
     assert "static" not in words(machines.x86("Old", "sse sse2", 1))
+    sapphire_rapids = machines.x86("Xeon", "avx2 avx512f avx512_vnni amx_int8", 2)
+    assert words(sapphire_rapids)["static"] == ("int8",)
+    assert words(sapphire_rapids, "openvino")["static"] == ("int8_sym", "int8")
+    assert words(machines.ZEN_4, "openvino")["static"] == ("int8",)
 
 
 def test_the_neural_engine_is_given_palettes_and_integers_where_it_has_them():
