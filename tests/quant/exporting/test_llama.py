@@ -67,5 +67,25 @@ def test_a_decoder_without_a_part_is_refused_by_that_part(llama_graph):
         recognize(replace(llama_graph, parameters=parameters))
 
 
+def test_a_decoder_whose_positions_do_not_turn_is_refused(llama_graph):
+    straight = torch.zeros(24, 16)
+    parameters = {
+        name: straight if value.shape == straight.shape and not value[0].any() else value
+        for name, value in llama_graph.parameters.items()
+    }
+    with pytest.raises(ValueError, match="it has no table of the sines of its positions"):
+        recognize(replace(llama_graph, parameters=parameters))
+
+
+def test_a_decoder_with_other_norms_is_refused():
+    module = Decoder(vocabulary=32, context=16, layers=1, width=32, heads=2).eval()
+    for owner in (module, *module.layers):
+        for name in [name for name, _ in owner.named_children() if name.endswith("norm")]:
+            setattr(owner, name, torch.nn.LayerNorm(32, bias=False))
+    graph = quant.capture(module, (torch.randint(0, 32, (2, 9)),), ({0: "batch", 1: "sequence"},))
+    with pytest.raises(ValueError, match="it has no RMS norms"):
+        recognize(graph)
+
+
 def test_layers_of_the_zoo_have_all_parts():
     assert sum(1 for _ in Layer(32, 2, 1).parameters()) == 9
