@@ -172,16 +172,10 @@ def test_weights_of_which_the_converter_keeps_no_code_are_refused(tables, writer
         writer.write(tables("rtn", "int8"), None, tmp_path / "litert")
 
 
-@pytest.mark.parametrize(
-    ("said", "sentence"),
-    [("Traceback\n  in convert\nRuntimeError: no lowering for aten.foo\nhint: none\n", "no lowering for aten.foo$"),
-     ("Killed", "Killed$")],
-)  # fmt: skip
-def test_a_model_the_converter_cannot_take_is_refused_with_what_it_said(
-    tables, writer, tmp_path, monkeypatch, said, sentence
-):
+def test_a_model_the_converter_cannot_take_is_refused_with_what_it_said(tables, writer, tmp_path, monkeypatch):
+    said = "Traceback\n  in convert\nRuntimeError: no lowering for aten.foo\nhint: none\n"
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", said))
-    with pytest.raises(ValueError, match=f"LiteRT's converter cannot take this model: .*{sentence}"):
+    with pytest.raises(ValueError, match=r"LiteRT's converter cannot take this model: .*no lowering for aten\.foo$"):
         writer.write(tables("rtn", "int8"), None, tmp_path / "litert")
     assert not (tmp_path / "litert").exists()
 
