@@ -345,3 +345,22 @@ def test_bad_calls_say_what_is_wrong(graphs, templates, tmp_path):
         executable()
     with pytest.raises(ValueError, match="no quantizer for native_static int8"):
         coreml.compile_native("native_static", "int8", templates["text"], tmp_path, ())
+
+
+class Counted(nn.Module):
+    """Adds ones as many as there are samples, in the type of the input and in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        samples = x.shape[0]
+        return self.head(x) + 2 * x.new_ones(samples, 3) + x.new_ones((samples, 1), dtype=torch.int32)
+
+
+def test_tensors_are_filled_with_ones_in_the_type_that_is_asked_for(tmp_path):
+    torch.manual_seed(0)
+    quantized = quantize(capture(Counted().eval(), (torch.randn(2, 4),)), "float", "fp32")
+    coreml.template(quantized.graph, tmp_path / "template", "float32")
+    assert error(compiled(quantized, tmp_path / "template", tmp_path / "artefact"), quantized, torch.randn(5, 4)) < 1e-6

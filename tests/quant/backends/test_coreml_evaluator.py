@@ -57,6 +57,15 @@ def matrix():
     return torch.from_numpy(MATRIX)
 
 
+def back_through_same_convolution(strides):
+    """The gradient of the convolution, padded to give ``ceil(size / stride)``, that a transposed one undoes."""
+    larger = torch.zeros(2, 3, 9 * strides[0], 7 * strides[1], requires_grad=True)
+    extra = [max(3 - stride, 0) for stride in strides]
+    pad = [side for n in reversed(extra) for side in (n // 2, n - n // 2)]
+    F.conv2d(F.pad(larger, pad), torch.from_numpy(TRANSPOSED), stride=strides).backward(image())
+    return larger.grad
+
+
 OPERATORS = {
     "add": (lambda x: mb.add(x=x, y=2.0), MATRIX, MATRIX + 2),
     "real_div": (lambda x: mb.real_div(x=1.0, y=x), POSITIVE, 1 / POSITIVE),
@@ -135,6 +144,11 @@ OPERATORS = {
         ),
         IMAGE,
         F.conv_transpose2d(image(), torch.from_numpy(TRANSPOSED), stride=2, output_padding=1),
+    ),
+    "conv_transpose_same": (
+        lambda x: mb.conv_transpose(x=x, weight=TRANSPOSED, strides=[2, 3], pad_type="same"),
+        IMAGE,
+        back_through_same_convolution((2, 3)),
     ),
     "avg_pool": (
         lambda x: mb.avg_pool(

@@ -311,6 +311,16 @@ def test_transposed_convolution(image, tmp_path):
     assert_like_torch(Functions(layers=layers), image, tmp_path)
 
 
+def test_convolution_that_says_itself_whether_it_is_transposed(image, tmp_path):
+    torch.manual_seed(0)
+    weight, transposed, bias = torch.randn(4, 3, 3, 2), torch.randn(6, 2, 3, 3), torch.randn(4)
+    functions = (
+        lambda x: torch.convolution(x, weight, bias, (2, 1), (0, 1), (1, 2), False, (0, 0), 2),
+        lambda x: torch.convolution(x, transposed, bias, (2, 2), (1, 1), (1, 1), True, (1, 0), 2),
+    )
+    assert_like_torch(Functions(*functions), image, tmp_path)
+
+
 def test_convolution_along_one_axis(tokens, tmp_path):
     layers = (
         nn.Conv1d(6, 4, 3, 2, 1),

@@ -79,6 +79,36 @@ def test_tensors_of_unknown_types_are_refused_by_name(tmp_path, kind):
         gguf_file.read(tmp_path / "m.gguf")
 
 
+def metadata_of(tmp_path, kind, value):
+    """What is read of a file whose one entry has this type and these bytes."""
+    path, key = tmp_path / "m.gguf", b"tokens"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry)
+    return gguf_file.read(path)[0]
+
+
+def test_lists_of_other_writers_are_read(tmp_path):
+    words = b"".join(struct.pack("<Q", len(word)) + word for word in (b"a", b"token"))
+    assert metadata_of(tmp_path, 9, struct.pack("<IQ", 8, 2) + words) == {"tokens": ["a", "token"]}
+    assert metadata_of(tmp_path, 9, struct.pack("<IQ3f", 6, 3, 0.5, -1, 2)) == {"tokens": [0.5, -1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "sentence"),
+    [(9, struct.pack("<IQ", 9, 1), "arrays of arrays"), (13, b"", "metadata of an unknown type 13")],
+)
+def test_metadata_that_are_not_read_are_refused(tmp_path, kind, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        metadata_of(tmp_path, kind, value)
+
+
+def test_a_tensor_of_too_many_dimensions_is_damage(tmp_path):
+    entry = struct.pack("<Q", 1) + b"t" + struct.pack("<I", 2**31)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry)
+    with pytest.raises(ValueError, match="a tensor of 2147483648 dimensions: it is damaged"):
+        gguf_file.read(tmp_path / "m.gguf")
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_damaged_files_end_in_a_sentence(tmp_path_factory, data):

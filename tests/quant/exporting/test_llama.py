@@ -67,5 +67,22 @@ def test_a_decoder_without_a_part_is_refused_by_that_part(llama_graph):
         recognize(replace(llama_graph, parameters=parameters))
 
 
+def test_a_decoder_whose_positions_do_not_turn_is_refused(llama_graph):
+    straight = torch.zeros(24, 16)
+    parameters = {
+        name: straight if value.shape == straight.shape and not value[0].any() else value
+        for name, value in llama_graph.parameters.items()
+    }
+    with pytest.raises(ValueError, match="it has no table of the sines of its positions"):
+        recognize(replace(llama_graph, parameters=parameters))
+
+
+def test_a_decoder_with_other_norms_is_refused(llama_graph):
+    forward = llama_graph.graphs["forward"]
+    others = replace(forward, nodes=[node for node in forward.nodes if node.operator != "aten.mean.dim"])
+    with pytest.raises(ValueError, match="it has no RMS norms"):
+        recognize(replace(llama_graph, graphs={"forward": others}))
+
+
 def test_layers_of_the_zoo_have_all_parts():
     assert sum(1 for _ in Layer(32, 2, 1).parameters()) == 9

@@ -114,6 +114,7 @@ def test_flawless_answers_pass(expected, good):
     ("change", "reason"),
     [
         (lambda outputs: np.where(outputs == outputs.max(), np.nan, outputs), "NaN or infinity"),
+        (lambda outputs: outputs[:, :4], "its outputs have the shape (4,) a sample, the simulation's (10,)"),
         (lambda outputs: outputs * 1.02, "differ from the simulation's by 2 % of their norm"),
     ],
 )
@@ -145,6 +146,13 @@ def test_answers_that_agree_too_seldom_are_rejected(expected, good):
     outputs[rows, second] = outputs.max(1) + 1e-6
     found = verdict(expected, replace(good, outputs=outputs), None)
     assert found["reasons"] == ["it agrees with the simulation on 0.0 % of the best classes"]
+
+
+def test_outputs_that_say_nothing_of_classes_do_not_agree_on_any(tables, images, good):
+    expected = Expected(tables("rtn", "int4"), [images.numpy()], scores=None)
+    found = verdict(expected, good, None)
+    assert found["verdict"] == "pass"
+    assert found["parity"]["agreement"] is None
 
 
 def test_with_quantized_activations_answers_may_differ_by_what_a_rounding_does(tables, images):

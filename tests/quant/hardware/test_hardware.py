@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from quant import hardware
 from quant.__main__ import main
-from quant.hardware import bandwidth
+from quant.commands.hardware import facts
+from quant.hardware import Accelerator, bandwidth
 
 
 def test_this_machine_is_described():
@@ -39,6 +41,16 @@ def test_the_command_prints_facts_and_what_follows(capsys, monkeypatch):
         "- torch: ",
     ):
         assert f"\n{line}" in f"\n{printed}"
+
+
+def test_every_accelerator_is_a_fact_with_what_is_known_of_it():
+    bare = hardware.machine()
+    assert [value for name, value in facts(replace(bare, accelerators=())) if name == "accelerators"] == ["none"]
+    found = (Accelerator("cuda", "NVIDIA T4", 16 * 2**30, (7, 5)), Accelerator("mps", "Apple M1"))
+    printed = dict(facts(replace(bare, accelerators=found)))
+    assert printed["cuda"] == "NVIDIA T4, 16 GiB, compute capability 7.5"
+    assert printed["mps"] == "Apple M1"
+    assert "accelerators" not in printed
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["hardware", "--help"]])
