@@ -105,8 +105,6 @@ def _accelerator(accelerator: Accelerator) -> str:
 
 
 def _bytes(count: int) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return ""
+    units = ("bytes", "KiB", "MiB", "GiB")
+    power = next((power for power in range(3) if count < 1024 ** (power + 1)), 3)
+    return f"{count / 1024**power:.4g} {units[power]}"
