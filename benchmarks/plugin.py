@@ -25,6 +25,7 @@ from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
 from reports.tables import delta_text, memory_text, metric_text, speed_text
+from reports.words import counted
 
 if TYPE_CHECKING:
     from benchmarks.costing import CostMeasurement
@@ -191,8 +192,9 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     train = sum(_name(item) not in known and _trains(case) for item, case in zip(items, cases, strict=True))
     first = f"; {train} train first, for minutes each" if train else ""
     planned = (
-        f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min"
-        f"{first}. Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
+        f"{counted(len(items), 'case')} of {counted(len(models), 'model')} ({', '.join(models)}), "
+        f"about {max(1, round(expected / 60))} min{first}. "
+        "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
     )
     warning = environment.saturation_warning(case for case in cases if isinstance(case, Case))
     return [planned, *([f"Warning: {warning}"] if warning else [])]

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from reports import baseline
-from reports.runs import RunError
+from reports.files import write
 from reports.storage import open_run
 
 HELP = "write the runs as one self-contained HTML page"
@@ -25,9 +25,6 @@ def run(options: argparse.Namespace) -> int:
 
     runs = sorted(map(open_run, options.runs), key=lambda found: found.saved or "")
     text = page(runs, baseline.judged(runs[-1], options))
-    try:
-        options.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{options.output} cannot be written: {error.strerror}.") from None
+    write(options.output, text)
     print(f"Written to {options.output}")
     return 0

@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from reports.files import write
+
 HELP = "put the files of shards, or of a run and its resumption, together as one run"
 
 
@@ -22,9 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from reports.merge import merge, read_part
 
     document = merge([read_part(path) for path in options.runs])
-    unfinished = options.output.with_name(f"{options.output.name}.unfinished")
-    unfinished.write_text(json.dumps(document, indent=4), encoding="utf-8")
-    unfinished.replace(options.output)
+    write(options.output, json.dumps(document, indent=4))
     quant = document["quant"]
     print(f"{options.output}: {len(document['benchmarks'])} of {len(quant['planned'])} planned cases")
     if quant.get("missing_shards"):

@@ -168,7 +168,7 @@ def test_a_selection_by_axes_runs_exactly_these_cases(first):
 
 def test_one_line_says_what_to_expect_before_the_first_case(first):
     position, line = next((i, line) for i, line in enumerate(first.lines) if re.match(r"\d+ cases of ", line))
-    assert re.match(r"3 cases of 1 models? \(digits\), about \d+ min", line)
+    assert re.match(r"3 cases of 1 model \(digits\), about \d+ min", line)
     assert "-k" in line
     assert "train" not in line
     assert position < next(i for i, line in enumerate(first.lines) if "digits-native-int4-torch" in line)
@@ -176,7 +176,7 @@ def test_one_line_says_what_to_expect_before_the_first_case(first):
 
 def test_cases_that_will_train_are_announced(suite):
     result = suite.run("--collect-only", "-q", "-k", "digits and (qat or rtn) and int2 and torch")
-    assert re.match(r"2 cases of 1 models \(digits\), about 1 min; 1 train first, for minutes each\. ", result.output)
+    assert re.match(r"2 cases of 1 model \(digits\), about 1 min; 1 train first, for minutes each\. ", result.output)
 
 
 def test_every_case_shows_a_row_on_a_line_of_its_own_as_it_finishes(first, compared):
