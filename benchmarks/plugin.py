@@ -14,11 +14,13 @@ import pytest
 
 from benchmarks import environment, hookspecs, outcomes
 from benchmarks.durations import DEFAULT_SECONDS, known_seconds, remember
-from benchmarks.matrix import Case, generators, matrix, quantizers
+from benchmarks.matrix import Case, generators, matrix, models, quantizers
 from benchmarks.outcomes import is_case
 from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
 from fixtures.options import count, points, seconds
+from quant.backends import targets
+from quant.methods import methods
 from reports.costs import cost_text
 from reports.generation import generation_text
 from reports.machines import differences
@@ -107,6 +109,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     environment.pin_threads(config.getoption("threads"))
+    try:
+        _ = models(), methods(), targets()
+    except ValueError as error:  # a file that was added to one of their folders
+        raise pytest.UsageError(str(error)) from None
     config.stash[_NOTES] = []
     config.stash[outcomes.KEY] = outcomes.Outcomes(_name)
     config.pluginmanager.register(config.stash[outcomes.KEY], "quant-outcomes")

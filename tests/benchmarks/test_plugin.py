@@ -557,3 +557,13 @@ def test_an_invalid_figure_fails_its_own_case_in_a_sentence(folder_of_a_user, su
     assert "Traceback" not in result.output
     assert set(result.records) == {"digits-float-fp16-torch"}
     assert not [line for line in result.table if line.startswith(("digits-rtn", "digits-float-fp32"))]
+
+
+def test_a_method_that_is_not_understood_ends_the_run_in_one_sentence(fake_suite, records, monkeypatch):
+    def misread():
+        raise ValueError("quant/methods/mine.py has no literal METHODS.")
+
+    monkeypatch.setattr("benchmarks.plugin.methods", misread)
+    result = fake_suite.run(list(records.values()))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert fake_suite.sentence(result) == "ERROR: quant/methods/mine.py has no literal METHODS."
