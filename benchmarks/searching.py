@@ -141,11 +141,12 @@ class Search:
                 obstacle = f"failed: {error}"
             else:
                 obstacle = self._bounds.obstacle(cost)
+            before = next((case for case, reason in found.refused.items() if reason == obstacle), None)
             if obstacle:
                 found.refused[rung.first] = obstacle
             else:
                 found.priced.append((rung, cost))
-            self._tell(f"{rung.first}: {obstacle or cost}")
+            self._tell(f"{rung.first}: {f'as {before}' if before else obstacle or cost}")
 
     def _race(self, found: Found, cases: Sequence[Case]) -> None:
         def judge(case: Case, samples: int) -> Loss:
