@@ -135,6 +135,25 @@ def test_multiply_accumulates_are_those_of_the_textbook(residual_graph):
     assert [count for count in macs if count] == [stem, branch, depthwise, transposed, 6 * 16, 16 * 5]
 
 
+class Unquantizable(nn.Module):
+    """Layers that no method quantizes: their work counts all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.bilinear = nn.GRU(4, 8, batch_first=True), nn.Bilinear(8, 8, 5)
+
+    def forward(self, x):
+        last = self.gru(x)[0][:, -1]
+        return self.bilinear(last, last)
+
+
+def test_the_work_of_what_no_method_quantizes_counts():
+    graph = quant.capture(Unquantizable().eval(), (torch.randn(2, 6, 4),))
+    macs = {node.operator: graph.macs("forward", node) for node in graph.graphs["forward"].nodes}
+    assert macs["aten.gru.input"] == 6 * 3 * 8 * (4 + 8)
+    assert macs["aten.bilinear.default"] == 5 * 8 * 8
+
+
 def test_a_transformer_layer_of_torch_is_captured():
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
     graph = quant.capture(layer, (torch.randn(2, 5, 16),))
