@@ -240,7 +240,9 @@ def _refusing() -> Iterator[None]:
     except (OutOfTime, ValueError):
         raise
     except Exception as error:
-        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        said = next(iter(str(error).splitlines()), "")
+        named = isinstance(error, LookupError) or not said  # whose text is a key alone
+        raise ValueError(f"{type(error).__name__}: {said}".rstrip(": ") if named else said) from error
 
 
 def _numbers(case: Case) -> tuple[str, Scheme]:

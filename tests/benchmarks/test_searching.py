@@ -188,6 +188,12 @@ def test_a_backend_that_fails_does_not_stop_the_others(run):
     assert result.found.chosen.case == good.first
 
 
+def test_an_error_that_says_nothing_is_named(run):
+    broken, good = rung("mse", backend="mlx"), rung("mse", bits="int5")
+    result = run({broken: SMALL, good: MIDDLE}, {broken.first: KeyError("linear_0")})
+    assert result.found.refused == {broken.first: "failed: KeyError: 'linear_0'"}
+
+
 def test_one_reason_for_many_cases_is_told_once(run):
     broken = [rung("mse", bits=bits, backend="mlx") for bits in ("int3", "int4", "int5", "int6")]
     failures = {one.first: RuntimeError("no operator bilinear.") for one in broken}
