@@ -59,6 +59,10 @@ _KIND_MARKERS = {
     "quantize": "times a quantizer",
     "peer": "tries another library's quantizer",
 }
+_NO_CASE = (
+    "No case is selected: they are called model-method-bits-backend, such as minilm-rtn-int4-onnxruntime; "
+    "--list-unsupported says which do not exist, and why."
+)
 _NOTES = pytest.StashKey[list[str]]()
 _LINES = pytest.StashKey[LiveLines]()
 
@@ -188,6 +192,8 @@ def _trains(case: object) -> bool:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    if not items and outcomes.outcomes(config).deselected:
+        return [_NO_CASE]
     items = [item for item in items if is_case(item)]
     if not items:
         return []

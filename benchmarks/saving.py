@@ -49,12 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _refuse_unwritable(config: pytest.Config) -> None:
-    """Refuse what pytest-benchmark could not write in the end, when all was measured."""
+    """Refuse what pytest-benchmark could not write in the end, when all was measured, and a cache that is none."""
     option = config.option
     files = [Path(option.benchmark_json)] if option.benchmark_json else []
     served = option.benchmark_storage.startswith(_SERVER)
     if (option.benchmark_save or option.benchmark_autosave) and not served:
         files.append(storage_folder(config) / "save.json")
+    if option.cache_dir:
+        files.append(option.cache_dir / "cached")
     try:
         for file in files:
             refuse_unwritable(file)

@@ -2,6 +2,9 @@
 
 With several runs it shows the last record of each case on each machine, and how the figures moved. With --baseline
 the last run is judged beside that one.
+
+  python -m reports html run.json -o report.html
+  python -m reports html run.json --baseline main --fail accuracy:0.5pp -o report.html
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """Put the files of shards, or of a run and its resumption, together as one run.
 
-pytest benchmarks --shard 1/2 --benchmark-json=one.json
-pytest benchmarks --shard 2/2 --benchmark-json=two.json
-python -m reports merge one.json two.json -o run.json
+  pytest benchmarks --shard 1/2 --benchmark-json=one.json
+  pytest benchmarks --shard 2/2 --benchmark-json=two.json
+  python -m reports merge one.json two.json -o run.json
+
+Exit status: 0, or 4 for parts that do not belong together.
 """
 
 import argparse

@@ -559,6 +559,12 @@ def test_an_invalid_figure_fails_its_own_case_in_a_sentence(folder_of_a_user, su
     assert not [line for line in result.table if line.startswith(("digits-rtn", "digits-float-fp32"))]
 
 
+def test_a_selection_without_a_case_says_what_they_are_called(fake_suite, records):
+    result = fake_suite.run(list(records.values()), "-k", "nothing_of_the_kind")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["No case is selected: they are called model-method-bits-backend, such as *"])
+
+
 def test_a_method_that_is_not_understood_ends_the_run_in_one_sentence(fake_suite, records, monkeypatch):
     def misread():
         raise ValueError("quant/methods/mine.py has no literal METHODS.")

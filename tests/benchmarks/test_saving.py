@@ -45,6 +45,7 @@ def test_a_run_is_saved_in_a_folder_that_is_made(fake_suite, records):
         (["--benchmark-json=records.json/run.json"], "records.json is not a folder"),
         (["--benchmark-json=."], ". is a folder: name the file to write"),
         (["--benchmark-save=main", "--benchmark-storage=records.json"], "records.json is not a folder"),
+        (["--cache-dir=records.json"], "records.json is not a folder"),
     ],
 )
 def test_what_could_not_be_saved_is_refused_before_anything_runs(fake_suite, records, arguments, why):
