@@ -139,8 +139,8 @@ def test_a_save_that_cannot_be_read_is_one_sentence(save, storage, damage, messa
 def test_a_path_that_is_no_file_is_told_as_such(storage, tmp_path):
     with pytest.raises(RunError, match="is a folder: name a file in it, or a save such as main"):
         open_run(str(tmp_path), storage)
-    with pytest.raises(RunError, match=r"build/run.json does not exist, and there is no complete save called so in"):
-        open_run("build/run.json", storage)
+    with pytest.raises(RunError, match=r"none/run.json does not exist, and there is no complete save called so in"):
+        open_run("none/run.json", storage)
 
 
 def test_the_sentence_for_no_save_lists_the_last_of_those_there_are(save, storage):
