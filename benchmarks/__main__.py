@@ -13,17 +13,13 @@ example:
   python -m benchmarks search mine.py --max-drop 1pp            # which quantization of it to ship on this machine
   python -m benchmarks search minilm --max-drop 1pp --max-size 20MB --target onnxruntime -o minilm.json
 """
-INTERRUPTED = 130
+STOPPED = "Stopped. The same command goes on from here: what was made is kept in the cache."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status: 4 after one sentence on input that cannot be used."""
     parser = command_parser(commands, "python -m benchmarks", DESCRIPTION, EXAMPLE)
-    try:
-        return run_command(parser, arguments, CommandError)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here: what was made is kept in the cache.", file=sys.stderr)
-        return INTERRUPTED
+    return run_command(parser, arguments, CommandError, STOPPED)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,15 @@ def nothing_holds(found: Found, drop: Drop) -> str:
         why = " before time was over: give more, or run the same command again to go on"
     if closest:
         near = f"; the closest is {closest.candidate}, which {_loses(closest.verified or closest.loss, drop)}"
-    return f"No candidate was shown to lose at most {drop}{why}{near}."
+    return f"No candidate was shown to lose at most {drop}{why}{near}.{_remedy(found, drop)}"
+
+
+def _remedy(found: Found, drop: Drop) -> str:
+    """What would decide, where it is the number of samples that leaves the closest candidate open."""
+    known = found.closest and (found.closest.verified or found.closest.loss)
+    if not known or found.over or known.value > drop.limit.amount:
+        return ""
+    return f" {known.samples} samples leave it open: give more to judge it on, or allow a larger --max-drop."
 
 
 def recipe_document(found: Found, drop: Drop, bounds: Bounds) -> dict[str, object]:
@@ -124,8 +132,16 @@ def _alternatives(found: Found, drop: Drop) -> str:
         lines.append(f"{len(behind) - len(shown)} more come after these.")
     if elsewhere:
         lines.append(f"{len(elsewhere)} more hold the same numbers as one that failed, on another backend.")
-    lines += [f"{case}: {reason}." for case, reason in found.refused.items()]
+    lines += _refusals(found)
     return "\n".join(lines)
+
+
+def _refusals(found: Found) -> list[str]:
+    """What was out of the question, a line for each reason: an operator that a backend lacks stops all its cases."""
+    cases: dict[str, list[str]] = {}
+    for case, reason in found.refused.items():
+        cases.setdefault(reason.rstrip("."), []).append(case.id)
+    return [f"{some(names)}: {reason}." for reason, names in cases.items()]
 
 
 def _row(found: Found, step: Step[Case], drop: Drop) -> tuple[str, str, str, str]:

@@ -193,6 +193,7 @@ def outcome_text(step: Step, unit: str) -> str:
     words = {
         "chosen": "holds",
         "not shown": "not shown to hold",
+        "did not hold": "not shown to hold",  # once it was verified, which its fresh samples tell
         "not judged": f"not judged to the end ({step.reason})",
     }
     return f"{words.get(step.outcome, step.outcome)}: {loss_text(known, unit, fresh=step.verified is not None)}"

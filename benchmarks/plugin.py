@@ -14,17 +14,20 @@ import pytest
 
 from benchmarks import environment, hookspecs, outcomes
 from benchmarks.durations import DEFAULT_SECONDS, known_seconds, remember
-from benchmarks.matrix import Case, generators, matrix, quantizers
+from benchmarks.matrix import Case, generators, matrix, models, quantizers
 from benchmarks.outcomes import is_case
 from benchmarks.peers import PeerCase, peer_cases
 from benchmarks.progress import LiveLines
 from fixtures.options import count, points, seconds
+from quant.backends import targets
+from quant.methods import methods
 from reports.costs import cost_text
 from reports.generation import generation_text
 from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
 from reports.tables import delta_text, memory_text, metric_text, speed_text
+from reports.words import counted
 
 if TYPE_CHECKING:
     from benchmarks.costing import CostMeasurement
@@ -56,6 +59,10 @@ _KIND_MARKERS = {
     "quantize": "times a quantizer",
     "peer": "tries another library's quantizer",
 }
+_NO_CASE = (
+    "No case is selected: they are called model-method-bits-backend, such as minilm-rtn-int4-onnxruntime; "
+    "--list-unsupported says which do not exist, and why."
+)
 _NOTES = pytest.StashKey[list[str]]()
 _LINES = pytest.StashKey[LiveLines]()
 
@@ -106,6 +113,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     environment.pin_threads(config.getoption("threads"))
+    try:
+        _ = models(), methods(), targets()
+    except ValueError as error:  # a file that was added to one of their folders
+        raise pytest.UsageError(str(error)) from None
     config.stash[_NOTES] = []
     config.stash[outcomes.KEY] = outcomes.Outcomes(_name)
     config.pluginmanager.register(config.stash[outcomes.KEY], "quant-outcomes")
@@ -181,6 +192,8 @@ def _trains(case: object) -> bool:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    if not items and outcomes.outcomes(config).deselected:
+        return [_NO_CASE]
     items = [item for item in items if is_case(item)]
     if not items:
         return []
@@ -191,8 +204,9 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     train = sum(_name(item) not in known and _trains(case) for item, case in zip(items, cases, strict=True))
     first = f"; {train} train first, for minutes each" if train else ""
     planned = (
-        f"{len(items)} cases of {len(models)} models ({', '.join(models)}), about {max(1, round(expected / 60))} min"
-        f"{first}. Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
+        f"{counted(len(items), 'case')} of {counted(len(models), 'model')} ({', '.join(models)}), "
+        f"about {max(1, round(expected / 60))} min{first}. "
+        "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
     )
     warning = environment.saturation_warning(case for case in cases if isinstance(case, Case))
     return [planned, *([f"Warning: {warning}"] if warning else [])]

@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.outcomes import outcomes
 from quant import hardware
+from reports.files import refuse_unwritable
 from reports.record import SCHEMA, Record, case_id, full_name
 from reports.runs import Run, RunError
 from reports.storage import PARTIAL, find_run
@@ -24,6 +25,7 @@ from reports.storage import PARTIAL, find_run
 BASELINE = pytest.StashKey[Run]()
 _PLACE = pytest.StashKey[dict]()
 _STARTED = pytest.StashKey[float]()
+_SERVER = "elasticsearch+"
 _SETTINGS = ("threads", "batch", "eval_samples", "time_budget", "case_seconds", "memory", "tuned", "backend")
 
 
@@ -34,7 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker(config):
         # The process that reports saves and compares; a worker may not even have its storage.
         option.benchmark_compare, option.benchmark_save, option.benchmark_autosave, option.benchmark_json = [None] * 4
-    elif option.benchmark_compare:
+        return
+    _refuse_unwritable(config)
+    if option.benchmark_compare:
         name = None if option.benchmark_compare is True else option.benchmark_compare
         try:
             baseline = find_run(name, storage_folder(config), hardware.processor().name)
@@ -42,6 +46,22 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from None
         config.stash[BASELINE] = baseline
         option.benchmark_compare = str(baseline.path.resolve())
+
+
+def _refuse_unwritable(config: pytest.Config) -> None:
+    """Refuse what pytest-benchmark could not write in the end, when all was measured, and a cache that is none."""
+    option = config.option
+    files = [Path(option.benchmark_json)] if option.benchmark_json else []
+    served = option.benchmark_storage.startswith(_SERVER)
+    if (option.benchmark_save or option.benchmark_autosave) and not served:
+        files.append(storage_folder(config) / "save.json")
+    if option.cache_dir:
+        files.append(option.cache_dir / "cached")
+    try:
+        for file in files:
+            refuse_unwritable(file)
+    except RunError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -56,7 +76,7 @@ def storage_folder(config: pytest.Config) -> Path:
         pytest.UsageError: it is not a folder but a server.
     """
     location = config.option.benchmark_storage
-    if location.startswith("elasticsearch+"):
+    if location.startswith(_SERVER):
         raise pytest.UsageError(f"Runs in {location} cannot be compared; name a folder with --benchmark-storage=DIR.")
     return Path(location.removeprefix("file://"))
 
@@ -88,6 +108,8 @@ def pytest_sessionfinish(session: pytest.Session) -> object:
         benchmarks.benchmarks += untimed(records, benchmarks.benchmarks)
         if not outcomes(config).complete:
             _name_as_partial(benchmarks)
+        if benchmarks.json:
+            Path(benchmarks.json).parent.mkdir(parents=True, exist_ok=True)
     return (yield)
 
 

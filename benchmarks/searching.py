@@ -141,11 +141,12 @@ class Search:
                 obstacle = f"failed: {error}"
             else:
                 obstacle = self._bounds.obstacle(cost)
+            before = next((case for case, reason in found.refused.items() if reason == obstacle), None)
             if obstacle:
                 found.refused[rung.first] = obstacle
             else:
                 found.priced.append((rung, cost))
-            self._tell(f"{rung.first}: {obstacle or cost}")
+            self._tell(f"{rung.first}: {f'as {before}' if before else obstacle or cost}")
 
     def _race(self, found: Found, cases: Sequence[Case]) -> None:
         def judge(case: Case, samples: int) -> Loss:
@@ -239,7 +240,9 @@ def _refusing() -> Iterator[None]:
     except (OutOfTime, ValueError):
         raise
     except Exception as error:
-        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        said = next(iter(str(error).splitlines()), "")
+        named = isinstance(error, LookupError) or not said  # whose text is a key alone
+        raise ValueError(f"{type(error).__name__}: {said}".rstrip(": ") if named else said) from error
 
 
 def _numbers(case: Case) -> tuple[str, Scheme]:

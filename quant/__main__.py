@@ -10,13 +10,20 @@ from quant import commands
 EXAMPLE = """\
 example:
   python -m quant hardware
+  python -m quant export saved --format onnx -o build      # saved by quant.save(model, "saved", with_graph=True)
 """
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ entropy         the clip of least Kullback-Leibler divergence: Migacz, "8-bit In
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -198,8 +199,9 @@ def observe_edges(
     outputs: Mapping[str, Observer] | None = None,
     done: Callable[[], bool] | None = None,
 ) -> None:
-    """Run all batches through ``forward`` with an observer on each (node, position), and on outputs of the graph.
+    """Run all batches through ``forward`` with an observer on each (node, position), and on values called ``outputs``.
 
+    These may be what no argument is by itself: an output of the graph, or one of a list, such as what ``cat`` joins.
     It stops early, after the batch by which all is ``done``.
 
     Raises:
@@ -207,12 +209,13 @@ def observe_edges(
     """
     if not batches:
         raise ValueError("static quantization needs calibration data: pass at least one batch of inputs.")
-    source = graph.graphs["forward"]
+    source, watched = graph.graphs["forward"], outputs or {}
+    source = replace(source, outputs=tuple(dict.fromkeys((*source.outputs, *watched))))
     module = build_module(source, graph.parameters, dict(edges))
     with torch.inference_mode():
         for batch in steps(batches, "calibration batch"):
             found = dict(zip(source.outputs, module(*as_tensors(batch)), strict=True))
-            for value, observer in (outputs or {}).items():
+            for value, observer in watched.items():
                 observer(found[value])
             if done and done():
                 break

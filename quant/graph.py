@@ -38,6 +38,8 @@ Edge = tuple[str, str, int | str]
 ``x`` and ``h`` of an LSTM and the probabilities ``p`` of an attention."""
 
 _ROUNDING = 1e-7
+_BILINEAR = "aten.bilinear.default"
+_RECURRENT = ("aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input")
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,11 @@ class FloatGraph:
     def macs(self, graph: str, node: Node) -> int:
         """Return the multiply-accumulates of ``node`` on the example inputs, per sample of the batch."""
         shapes, batch = self.graphs[graph].shapes, self.examples[graph][0].shape[0]
-        if node.operator == LSTM:
+        if node.operator == LSTM or node.operator in _RECURRENT:
             steps = torch.Size(shapes[node.arguments[0].name][:-1]).numel()
-            return steps * sum(self.parameters[weight.name].numel() for weight in weights_of(node)) // batch
+            named = weights_of(node) if node.operator == LSTM else references(node.arguments)
+            weights = (self.parameters[one.name] for one in named if isinstance(one, Parameter))
+            return steps * sum(weight.numel() for weight in weights if weight.ndim == 2) // batch
         output = shapes.get(node.name)
         return _multiply_accumulates(node, output, shapes, self.parameters) // batch if output else 0
 
@@ -266,6 +270,8 @@ def _multiply_accumulates(node: Node, output: list[int], shapes: dict, parameter
         return per_element * (count if transposed_groups(node) is None else torch.Size(data).numel())
     if node.operator.split(".")[1] in ("matmul", "bmm", "mm", "addmm") and data:
         return count * data[-1]
+    if node.operator == _BILINEAR and isinstance(node.arguments[2], Parameter):
+        return count * torch.Size(parameters[node.arguments[2].name].shape[1:]).numel()
     if node.operator == ATTENTION:
         keys = shapes[node.arguments[1].name]
         return torch.Size(data).numel() * keys[-2] * 2

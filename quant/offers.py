@@ -107,13 +107,28 @@ class Offer:
         """Return which word each weight is to take, given its errors and what it costs, float64 [weights, words] each.
 
         The cost is bits in the tables where it is not given.
+
+        Raises:
+            ValueError: there is no weight to choose a format for.
         """
+        if not self.weights:
+            raise ValueError("the model has no weight that can be quantized, so there is no format to choose.")
         closed = np.array([[word not in self.layouts[name] for word in self.words] for name in self.weights])
         return Problem(np.where(closed, np.inf, errors), self.bits() if cost is None else cost, self.together)
 
     def budget(self, bits_per_weight: float) -> float:
-        """Return the bits left for the weights where all parameters take so many each, and all others stay float."""
-        return bits_per_weight * self.graph.parameter_count - self._others
+        """Return the bits left for the weights where all parameters take so many each, and all others stay float.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        left = bits_per_weight * self.graph.parameter_count - self._others
+        if left <= 0:
+            raise ValueError(
+                f"what stays float alone takes {self.bits_per_weight(0):.3g} bits for each parameter, and "
+                f"{bits_per_weight:g} are allowed: raise it, or quantize weights alone by another method."
+            )
+        return left
 
     def bits_per_weight(self, bits: float) -> float:
         """Return the bits that every parameter takes where the weights take ``bits`` together."""

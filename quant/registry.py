@@ -33,11 +33,19 @@ class Entry:
         return importlib.import_module(self.module)
 
 
+def modules(folder: Path) -> list[Path]:
+    """Return the files that may be entries, sorted by name; those that start with an underscore are helpers."""
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
 @functools.cache
 def scan(folder: Path, package: str) -> dict[str, Entry]:
-    """Return the entries of ``folder``, sorted by name; files that start with an underscore are helpers."""
-    paths = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
-    entries = (_read(path, package) for path in paths)
+    """Return the entries of ``folder``, sorted by name: modules with literal constants.
+
+    Raises:
+        ValueError: one is not Python; the sentence names the line.
+    """
+    entries = (_read(path, package) for path in modules(folder))
     return {entry.name: entry for entry in entries if entry.constants}
 
 
@@ -71,7 +79,10 @@ def _installed(package: str) -> bool:
 
 
 def _read(path: Path, package: str) -> Entry:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise ValueError(f"{path}:{error.lineno}: {error.msg}.") from None
     constants = {}
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from quant.execution import build_module, export, operator_name
 from quant.graph import FloatGraph
-from quant.nodes import Graph, Node, Parameter, Value, map_references, transposed_groups
+from quant.nodes import Graph, Node, Parameter, Value, map_references, references, transposed_groups
 from quant.recurrent import one_layer_each
 
 _IDENTITIES = {
@@ -167,15 +167,20 @@ def _parameters(program: torch.export.ExportedProgram) -> tuple[dict[str, Tensor
 def _fold_batch_norms(graph: Graph, parameters: dict[str, Tensor]) -> tuple[Graph, dict[str, Tensor]]:
     """Fold each batch norm that alone follows a convolution into its weight and bias, in float64."""
     parameters, nodes, replaced = dict(parameters), {node.name: node for node in graph.nodes}, {}
+    uses = _uses(graph)
     for node in graph.nodes:
         if node.operator not in _BATCH_NORM or not isinstance(node.arguments[0], Value):
             continue
         convolution = nodes.get(node.arguments[0].name)
-        if convolution is None or convolution.operator not in _CONVOLUTIONS or len(graph.users(convolution.name)) > 1:
+        if convolution is None or convolution.operator not in _CONVOLUTIONS:
             continue
-        weight, bias = _folded(convolution, node, parameters)
         weight_name = convolution.arguments[1].name
         bias_name = f"{weight_name.rpartition('.')[0]}.bias".lstrip(".")
+        own = (Value(convolution.name), *references(convolution.arguments[1:3]))
+        taken = bias_name in parameters and Parameter(bias_name) not in own
+        if taken or not isinstance(own[1], Parameter) or any(uses[one] > 1 for one in own):
+            continue  # something else would see what was folded
+        weight, bias = _folded(convolution, node, parameters)
         parameters |= {weight_name: weight, bias_name: bias}
         rest = convolution.arguments[3:]
         arguments = (convolution.arguments[0], Parameter(weight_name), Parameter(bias_name), *rest)
@@ -199,6 +204,12 @@ def _fold_batch_norms(graph: Graph, parameters: dict[str, Tensor]) -> tuple[Grap
     )
     outputs = tuple(follow(Value(name)).name for name in graph.outputs)
     return _without_dead_nodes(Graph(graph.inputs, rewritten, outputs, graph.dynamic_axes, graph.shapes)), parameters
+
+
+def _uses(graph: Graph) -> Counter[Value | Parameter]:
+    """Count how often each value and parameter is taken: by a node, alone or in a list, or as an output."""
+    taken = (each for node in graph.nodes for each in references((node.arguments, tuple(node.keywords.values()))))
+    return Counter(taken) + Counter(map(Value, graph.outputs))
 
 
 def _folded(convolution: Node, norm: Node, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

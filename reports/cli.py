@@ -10,6 +10,8 @@ from types import ModuleType
 
 BAD_INPUT = 4
 """The exit status after one sentence on what cannot be used."""
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
 _UNREAD = 1
 
 
@@ -32,10 +34,16 @@ def command_parser(commands: ModuleType, program: str, description: str, example
     return parser
 
 
-def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, refused: type[Exception]) -> int:
-    """Run the command that ``arguments`` name; returns its exit status, 4 after the sentence of one of ``refused``.
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    refused: type[Exception],
+    stopped: str = "Stopped.",
+) -> int:
+    """Run the command that ``arguments`` name; returns its exit status.
 
-    A reader that has seen enough, such as ``head``, ends the command quietly.
+    That is 4 after the sentence of one of ``refused``, or on a file or folder that cannot be used, and 130 after
+    Ctrl-C and ``stopped``. A reader that has seen enough, such as ``head``, ends the command quietly.
     """
     options = parser.parse_args(arguments)
     try:
@@ -48,4 +56,12 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
         # Python flushes once more as it ends, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _UNREAD
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return INTERRUPTED
     return status

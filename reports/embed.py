@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from reports.files import write
 from reports.machines import instructions
 from reports.runs import Run, RunError
 
@@ -21,7 +22,7 @@ def embed(document: Path, section: str, content: str) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed or begin in after:
         raise RunError(f"{document} needs the lines '{begin}' and '{end}' once, in this order.")
-    document.write_text(f"{before}{begin}\n{content.strip()}\n{end}{after}", encoding="utf-8")
+    write(document, f"{before}{begin}\n{content.strip()}\n{end}{after}")
 
 
 def machine_line(run: Run) -> str:

@@ -11,6 +11,7 @@ from reports.runs import Run
 from reports.summary import summary
 from reports.tables import table
 from reports.verdicts import headline, sections
+from reports.words import counted
 
 LIMIT = 65_536
 """How many characters GitHub takes in a comment."""
@@ -70,7 +71,7 @@ def _appendix(run: Run, judgement: Judgement | None) -> Iterator[str]:
     if found:
         yield _folded("Fronts", "\n\n".join(f"```\n{front_text(one)}\n```" for one in found))
     yield _folded("Where it ran", _plain(machine_line(run)))
-    yield _folded(f"All {len(run.records)} cases", summary(run.records, format="github"))
+    yield _folded(f"All of {counted(len(run.records), 'case')}", summary(run.records, format="github"))
 
 
 def _folded(title: str, text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from reports.record import record_name
 from reports.runs import Run, RunError, problems_of, read_document, run_of
+from reports.words import some
 
 Document = dict[str, Any]
 
@@ -173,5 +174,4 @@ def _refuse_overlap(parts: Sequence[Part]) -> None:
     twice = [name for name, times in Counter(name for name, _ in names).items() if times > 1]
     if twice:
         files = " and ".join(str(part.run.path) for name, part in names if name == twice[0])
-        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
-        raise RunError(f"{twice[0]}{more} was measured in both {files}; a case may come from one part only.")
+        raise RunError(f"Both {files} measured {some(twice)}; a case may come from one part only.")

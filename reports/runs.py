@@ -84,7 +84,7 @@ def read_document(path: Path) -> dict[str, Any]:
     document = read_json(path)
     benchmarks = document.get("benchmarks") if isinstance(document, dict) else None
     if not isinstance(benchmarks, list) or not all(isinstance(benchmark, dict) for benchmark in benchmarks):
-        raise RunError(f"{path} is not a pytest-benchmark file; save a run with --benchmark-json={path.name}.")
+        raise RunError(f"{path} is not a pytest-benchmark file; save a run with --benchmark-json={path}.")
     return document
 
 
@@ -174,7 +174,7 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RunError(f"{path} does not exist; save a run with --benchmark-json={path.name}.") from None
+        raise RunError(f"{path} does not exist; save a run with --benchmark-json={path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or 'not UTF-8'}.") from None
     try:

@@ -54,6 +54,8 @@ def open_run(name: str, storage: Path = STORAGE) -> Run:
     Raises:
         RunError: there is none, or it cannot be read, or a record of it is not valid.
     """
+    if Path(name).is_dir():
+        raise RunError(f"{name} is a folder: name a file in it, or a save such as main.")
     return read_valid_run(name) if Path(name).is_file() else find_run(name, storage)
 
 
@@ -109,6 +111,8 @@ def _newest_first(candidates: Sequence[Save]) -> Iterator[Run]:
 
 def _no_such_save(name: str | None, storage: Path, everything: Sequence[Save]) -> str:
     wanted = f"There is no complete save called {name!r} in {storage}" if name else f"{storage} holds no complete save"
+    if name and name.endswith(".json"):
+        wanted = f"{name} does not exist, and there is no complete save called so in {storage}"
     if name and Path(name).is_dir():
         return f"{wanted}: {name!r} is a folder, so write --benchmark-compare=NAME with the equals sign."
     if not everything:

@@ -5,6 +5,7 @@ cannot be used it refuses with a :class:`CommandError`.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,36 @@ def positive(text: str, option: str) -> int:
         return count(text)
     except argparse.ArgumentTypeError as error:
         raise CommandError(f"{option}: {error}.") from None
+
+
+def writable(path: Path) -> None:
+    """Check that a file can be written at ``path``, before minutes are spent on what it is to hold.
+
+    Raises:
+        CommandError: it cannot, and why.
+    """
+    from reports.files import refuse_unwritable
+    from reports.runs import RunError
+
+    try:
+        refuse_unwritable(path)
+    except RunError as error:
+        raise CommandError(str(error)) from None
+
+
+def write_json(path: Path, document: dict[str, object]) -> None:
+    """Write a document for people and programs to read, in a folder that is made where there is none.
+
+    Raises:
+        CommandError: it cannot be written, and why.
+    """
+    from reports.files import write
+    from reports.runs import RunError
+
+    try:
+        write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    except RunError as error:
+        raise CommandError(str(error)) from None
 
 
 def opened(options: argparse.Namespace, progress: Callable[[str], None], batch: int = 1) -> "tuple[Workshop, str]":

@@ -24,11 +24,10 @@ Exit status: 0 where a recipe was written, 1 where nothing was shown to hold, 4 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands import CommandError, opened, positive
+from benchmarks.commands import CommandError, opened, positive, writable, write_json
 from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
@@ -93,8 +92,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks.lines import Lines
     from fixtures.model import DataError
 
-    if not options.output.absolute().parent.is_dir():
-        raise CommandError(f"{options.output} cannot be written: there is no folder {options.output.parent}.")
+    writable(options.output)
     lines = Lines()
     try:
         in_8_bits = options.max_latency and not options.formats
@@ -241,7 +239,7 @@ class _Run:
 
 
 def _write(recipe: dict[str, object], path: Path, lines: "Lines") -> None:
-    path.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, recipe)
     lines.result(f"wrote {path}, which quant.replay(graph, {str(path)!r}, calibration) makes again")
 
 

@@ -17,13 +17,12 @@ Exit status: 0 where a recipe was written, 1 where nothing was shown to hold, 4 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands import CommandError, opened, positive
+from benchmarks.commands import CommandError, opened, positive, writable, write_json
 from benchmarks.environment import pin_threads
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks.explaining import explanation, recipe_document
     from benchmarks.lines import Lines
 
-    if not options.output.absolute().parent.is_dir():
-        raise CommandError(f"{options.output} cannot be written: there is no folder {options.output.parent}.")
+    writable(options.output)
     lines = Lines()
     search, bounds = _prepared(options, lines, started)
     found = search.run()
@@ -76,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     if found.chosen is None:
         return 1
     document = recipe_document(found, search.drop, bounds)
-    options.output.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(options.output, document)
     print(f"\nWrote {options.output}, which quant.replay(graph, {str(options.output)!r}, calibration) makes again.")
     return 0
 

@@ -7,12 +7,12 @@ variant. Its ``quantize`` fills the tables of a float graph and knows no runtime
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant.progress import reporting
-from quant.registry import Entry, find, scan
+from quant.registry import Entry, find, modules, scan
 from quant.scheme import Family, Granularity, bits_per_weight, parse
 
 if TYPE_CHECKING:
@@ -55,12 +55,53 @@ class Method:
 
 @functools.cache
 def methods() -> dict[str, Method]:
-    """Return all methods by name, without importing any."""
-    found = {}
-    for entry in scan(Path(__file__).parent, __name__).values():
-        for name, facts in entry.constants.get("METHODS", {}).items():
-            found[name] = Method(name, entry=entry, **facts)
+    """Return all methods by name, without importing any.
+
+    Raises:
+        ValueError: what a file offers cannot be understood; the sentence names the file and the remedy.
+    """
+    return methods_of(Path(__file__).parent, __name__)
+
+
+def methods_of(folder: Path, package: str) -> dict[str, Method]:
+    """Return the methods that the files of a folder offer; raises as :func:`methods`."""
+    entries, found = scan(folder, package), {}
+    for path in modules(folder):
+        offered = entries[path.stem].constants.get("METHODS") if path.stem in entries else None
+        if not isinstance(offered, dict):
+            raise ValueError(
+                f"{path} has no literal METHODS: begin it with "
+                f'METHODS = {{"{path.stem}": {{"family": "weight_only", "bits": ("int8", "int4")}}}}, or its name with '
+                "an underscore where it offers no method."
+            )
+        for name, facts in offered.items():
+            if name in found:
+                raise ValueError(f"{path}: {found[name].entry.path.name} offers {name!r} already: choose another name.")
+            try:
+                found[name] = _checked(Method(name, entry=entries[path.stem], **facts))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, METHODS[{name!r}]: {_said(error)}") from None
     return found
+
+
+def _checked(offered: Method) -> Method:
+    if not offered.name.isidentifier():
+        raise ValueError("a method's name is a part of the names of cases: write it as a word, with underscores.")
+    if not isinstance(offered.bits, tuple):
+        raise ValueError(f'bits is {offered.bits!r}: write a tuple of words, such as ("int4",).')
+    for word in offered.bits:
+        parse(word, offered.family)
+    if not set(offered.core) <= set(offered.bits):
+        raise ValueError(f"core is {offered.core!r}: write those of its bits that a run without a selection includes.")
+    return offered
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with the facts of a method, which are keyword arguments of :class:`Method`."""
+    known = ", ".join(field.name for field in fields(Method) if field.name not in ("name", "entry"))
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"{str(error).partition('() ')[2] or error}: the facts of a method are {known}."
 
 
 def method(name: str) -> Method:

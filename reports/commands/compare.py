@@ -2,6 +2,11 @@
 
 Two runs are paired sample by sample. Of three and more, or with --chips, the figures stand beside each other. Nothing
 fails for a loss: `gate` does, under limits.
+
+  python -m reports compare main head.json
+  python -m reports compare intel.json amd.json apple.json        # one commit on three chips
+
+Exit status: 0, or 4 for input that cannot be used.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Print the models exported below a folder with what was found of each, or write the table into a document.
 
-python -m benchmarks export minilm-gptq-int4 reviews_gpt-rtn-int8_sym -o build/exports
-python -m reports exports build/exports --into docs/export.md
+  python -m benchmarks export minilm-gptq-int4 reviews_gpt-rtn-int8_sym -o build/exports
+  python -m reports exports build/exports --into docs/export.md
+
+Exit status: 0, or 4 for input that cannot be used.
 """
 
 import argparse

@@ -1,4 +1,11 @@
-"""Judge one saved run against another under limits: the same verdicts, and the same exit status 1, as in `pytest`."""
+"""Judge one saved run against another under limits: the same verdicts as in `pytest benchmarks`.
+
+  python -m reports gate main head.json --fail accuracy:1pp --fail size:1%
+  python -m reports gate base.json head.json --fail 'minilm-*:accuracy:0.5pp' --fail-inconclusive
+
+Exit status: 0 where all passed, 1 where something regressed, was lost or was not judged, 4 for input that cannot be
+used.
+"""
 
 import argparse
 import sys

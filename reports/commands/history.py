@@ -1,6 +1,9 @@
 """Print how a figure of each case moved over saved runs, and name the saves in which it changed.
 
 Each machine (processor and threads) has series of its own. A change is named once two saves show it.
+
+  python -m reports history
+  python -m reports history .benchmarks --metric accuracy --case 'minilm-*-int4-*'
 """
 
 import argparse

@@ -2,13 +2,16 @@
 
 With several runs it shows the last record of each case on each machine, and how the figures moved. With --baseline
 the last run is judged beside that one.
+
+  python -m reports html run.json -o report.html
+  python -m reports html run.json --baseline main --fail accuracy:0.5pp -o report.html
 """
 
 import argparse
 from pathlib import Path
 
 from reports import baseline
-from reports.runs import RunError
+from reports.files import write
 from reports.storage import open_run
 
 HELP = "write the runs as one self-contained HTML page"
@@ -25,9 +28,6 @@ def run(options: argparse.Namespace) -> int:
 
     runs = sorted(map(open_run, options.runs), key=lambda found: found.saved or "")
     text = page(runs, baseline.judged(runs[-1], options))
-    try:
-        options.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{options.output} cannot be written: {error.strerror}.") from None
+    write(options.output, text)
     print(f"Written to {options.output}")
     return 0

@@ -1,4 +1,9 @@
-"""Print a run as Markdown for a pull-request comment: the verdict and the worst cases, everything else folded."""
+"""Print a run as Markdown for a pull-request comment: the verdict and the worst cases, everything else folded.
+
+  python -m reports markdown head.json --baseline main --fail accuracy:1pp > comment.md
+
+Exit status: 0, or 4 for input that cannot be used.
+"""
 
 import argparse
 

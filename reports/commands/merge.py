@@ -1,14 +1,18 @@
 """Put the files of shards, or of a run and its resumption, together as one run.
 
-pytest benchmarks --shard 1/2 --benchmark-json=one.json
-pytest benchmarks --shard 2/2 --benchmark-json=two.json
-python -m reports merge one.json two.json -o run.json
+  pytest benchmarks --shard 1/2 --benchmark-json=one.json
+  pytest benchmarks --shard 2/2 --benchmark-json=two.json
+  python -m reports merge one.json two.json -o run.json
+
+Exit status: 0, or 4 for parts that do not belong together.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+
+from reports.files import write
 
 HELP = "put the files of shards, or of a run and its resumption, together as one run"
 
@@ -22,9 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from reports.merge import merge, read_part
 
     document = merge([read_part(path) for path in options.runs])
-    unfinished = options.output.with_name(f"{options.output.name}.unfinished")
-    unfinished.write_text(json.dumps(document, indent=4), encoding="utf-8")
-    unfinished.replace(options.output)
+    write(options.output, json.dumps(document, indent=4))
     quant = document["quant"]
     print(f"{options.output}: {len(document['benchmarks'])} of {len(quant['planned'])} planned cases")
     if quant.get("missing_shards"):

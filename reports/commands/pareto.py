@@ -1,6 +1,8 @@
 """Print which cases of the runs are worth considering: accuracy against latency, size and memory.
 
 A case is left out only where another is shown, beyond both 95 % intervals, to be better in both figures.
+
+  python -m reports pareto run.json --model minilm
 """
 
 import argparse

@@ -1,6 +1,9 @@
 """Print how far the gate is to be trusted, from `pytest benchmarks -m gate --benchmark-json=RUN.json`.
 
 Its parts may be run apart, by -k, on one machine: give their files in the order in which to show them.
+
+  pytest benchmarks -m gate --benchmark-json=gate.json
+  python -m reports reliability gate.json
 """
 
 import argparse

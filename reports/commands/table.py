@@ -1,6 +1,10 @@
 """Print the table of each run and one sentence of advice, or write it into a document between two markers.
 
 As CSV it is one table of all runs with every figure at its full precision, for a spreadsheet or another program.
+
+  python -m reports table main -v
+  python -m reports table run.json --format csv > table.csv
+  python -m reports table run.json --format markdown --into README.md --section int4
 """
 
 import argparse

@@ -74,7 +74,8 @@ def test_a_search_that_goes_on_makes_and_answers_nothing_twice(cache, first, tmp
         (["digits", "--budget", "1us"], "--budget 1us was over before"),
         (["digits", "--threads", "0"], "--threads: '0' must be a whole number"),
         (["digits", "--target", "onnx"], "unknown backend 'onnx'"),
-        (["digits", "-o", "no/such/folder/recipe.json"], "there is no folder no/such/folder"),
+        (["digits", "-o", f"{__file__}/recipe.json"], "test_main.py is not a folder"),
+        (["digits", "-o", "."], ". is a folder: name the file to write"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_4(arguments, message, tmp_path, monkeypatch, capsys):

@@ -71,7 +71,8 @@ def test_a_model_without_classes_has_no_agreement(tmp_path):
     [
         ("mine.py", "MODEL = 3\n", "makes no model"),
         ("digits.py", REGRESSION, "there is a model digits already"),
-        ("none.py", None, "python -m fixtures new none.py"),
+        ("none.py", None, "does not exist; write one to start from with: python -m fixtures new /"),
+        ("mine.json", "{}", "is not a Python file"),
     ],
 )
 def test_a_wrong_file_ends_the_run_in_one_sentence(tmp_path, name, text, said):
@@ -86,4 +87,4 @@ def test_a_wrong_file_ends_the_run_in_one_sentence(tmp_path, name, text, said):
 
 def test_a_model_of_the_zoo_can_be_named(tmp_path):
     done = run(tmp_path, "--model=digits", "--collect-only", "-q", "-m", "full")
-    assert "cases of 1 models (digits)" in done.stdout
+    assert "cases of 1 model (digits)" in done.stdout

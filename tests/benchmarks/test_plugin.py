@@ -168,7 +168,7 @@ def test_a_selection_by_axes_runs_exactly_these_cases(first):
 
 def test_one_line_says_what_to_expect_before_the_first_case(first):
     position, line = next((i, line) for i, line in enumerate(first.lines) if re.match(r"\d+ cases of ", line))
-    assert re.match(r"3 cases of 1 models? \(digits\), about \d+ min", line)
+    assert re.match(r"3 cases of 1 model \(digits\), about \d+ min", line)
     assert "-k" in line
     assert "train" not in line
     assert position < next(i for i, line in enumerate(first.lines) if "digits-native-int4-torch" in line)
@@ -176,7 +176,7 @@ def test_one_line_says_what_to_expect_before_the_first_case(first):
 
 def test_cases_that_will_train_are_announced(suite):
     result = suite.run("--collect-only", "-q", "-k", "digits and (qat or rtn) and int2 and torch")
-    assert re.match(r"2 cases of 1 models \(digits\), about 1 min; 1 train first, for minutes each\. ", result.output)
+    assert re.match(r"2 cases of 1 model \(digits\), about 1 min; 1 train first, for minutes each\. ", result.output)
 
 
 def test_every_case_shows_a_row_on_a_line_of_its_own_as_it_finishes(first, compared):
@@ -557,3 +557,19 @@ def test_an_invalid_figure_fails_its_own_case_in_a_sentence(folder_of_a_user, su
     assert "Traceback" not in result.output
     assert set(result.records) == {"digits-float-fp16-torch"}
     assert not [line for line in result.table if line.startswith(("digits-rtn", "digits-float-fp32"))]
+
+
+def test_a_selection_without_a_case_says_what_they_are_called(fake_suite, records):
+    result = fake_suite.run(list(records.values()), "-k", "nothing_of_the_kind")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["No case is selected: they are called model-method-bits-backend, such as *"])
+
+
+def test_a_method_that_is_not_understood_ends_the_run_in_one_sentence(fake_suite, records, monkeypatch):
+    def misread():
+        raise ValueError("quant/methods/mine.py has no literal METHODS.")
+
+    monkeypatch.setattr("benchmarks.plugin.methods", misread)
+    result = fake_suite.run(list(records.values()))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert fake_suite.sentence(result) == "ERROR: quant/methods/mine.py has no literal METHODS."

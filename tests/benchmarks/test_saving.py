@@ -33,6 +33,27 @@ def test_skipped_and_failed_cases_are_named_with_their_reason_and_are_not_saved(
         assert run["quant"]["complete"] is True
 
 
+def test_a_run_is_saved_in_a_folder_that_is_made(fake_suite, records):
+    result = fake_suite.run(list(records.values()), "--benchmark-json=new/run.json")
+    assert result.ret == 0
+    assert len(json.loads((fake_suite.folder / "new" / "run.json").read_text())["benchmarks"]) == len(records)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--benchmark-json=records.json/run.json"], "records.json is not a folder"),
+        (["--benchmark-json=."], ". is a folder: name the file to write"),
+        (["--benchmark-save=main", "--benchmark-storage=records.json"], "records.json is not a folder"),
+        (["--cache-dir=records.json"], "records.json is not a folder"),
+    ],
+)
+def test_what_could_not_be_saved_is_refused_before_anything_runs(fake_suite, records, arguments, why):
+    result = fake_suite.run(list(records.values()), *arguments)
+    assert result.ret == USAGE_ERROR
+    assert why in fake_suite.sentence(result)
+
+
 def test_deselected_cases_are_named(fake_suite, records):
     fake_suite.run(list(records.values()), "--benchmark-save=main", "-k", "digits")
     quant = fake_suite.saved("main")["quant"]

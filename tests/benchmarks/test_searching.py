@@ -50,8 +50,10 @@ def run(monkeypatch):
 
         workshop.answers = timed
         losses = Losses(workshop, model, drop, parts_of(model, drop))
-        found = Search(workshop, losses, list(prices), bounds).run()
-        return SimpleNamespace(found=found, workshop=workshop, drop=drop, bounds=bounds, busy=busy_when_asked)
+        lines: list[str] = []
+        found = Search(workshop, losses, list(prices), bounds, lines.append).run()
+        known = {"workshop": workshop, "drop": drop, "bounds": bounds, "busy": busy_when_asked, "lines": lines}
+        return SimpleNamespace(found=found, **known)
 
     return search
 
@@ -184,6 +186,33 @@ def test_a_backend_that_fails_does_not_stop_the_others(run):
     result = run({broken: SMALL, good: MIDDLE}, {broken.first: RuntimeError("no converter\nfor it")})
     assert result.found.refused == {broken.first: "failed: no converter"}
     assert result.found.chosen.case == good.first
+
+
+def test_an_error_that_says_nothing_is_named(run):
+    broken, good = rung("mse", backend="mlx"), rung("mse", bits="int5")
+    result = run({broken: SMALL, good: MIDDLE}, {broken.first: KeyError("linear_0")})
+    assert result.found.refused == {broken.first: "failed: KeyError: 'linear_0'"}
+
+
+def test_one_reason_for_many_cases_is_told_once(run):
+    broken = [rung("mse", bits=bits, backend="mlx") for bits in ("int3", "int4", "int5", "int6")]
+    failures = {one.first: RuntimeError("no operator bilinear.") for one in broken}
+    result = run({**dict.fromkeys(broken, SMALL), rung("mse", bits="int8"): MIDDLE}, failures)
+    text = explanation(result.found, result.drop, result.bounds)
+    assert text.count("no operator bilinear") == 1
+    names = "toy-mse-int3-mlx, toy-mse-int4-mlx, toy-mse-int5-mlx and 1 more"
+    assert f"{names}: failed: no operator bilinear.\n" in text
+    assert result.lines.count("toy-mse-int4-mlx: as toy-mse-int3-mlx") == 1
+
+
+def test_what_samples_leave_open_is_said_with_the_remedy(run):
+    open_case = rung("mse")
+    result = run({open_case: SMALL}, {open_case.first: 0.009})  # within the point, but not shown to be
+    text = explanation(result.found, result.drop, result.bounds)
+    assert "not shown to hold: loses 0.9" in text
+    assert "samples leave it open: give more to judge it on, or allow a larger --max-drop.\n" in text
+    lossy = run({open_case: SMALL}, {open_case.first: 0.3})
+    assert "leave it open" not in explanation(lossy.found, lossy.drop, lossy.bounds)
 
 
 def test_a_runtime_that_fails_while_it_answers_does_not_stop_the_others(run, monkeypatch):

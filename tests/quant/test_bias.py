@@ -139,3 +139,26 @@ def test_without_data_it_is_one_sentence(correct, residual_graph, tables):
 def test_one_sample_gives_a_defined_result(correct, residual_graph, tables):
     found = correct(residual_graph, *tables, [(torch.zeros(1, 3, 8, 8),)])
     assert all(torch.isfinite(value).all() for value in found.values())
+
+
+class Joined(nn.Module):
+    """A layer whose output nothing takes but a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(7, 2)
+
+    def forward(self, x):
+        return self.last(torch.cat([x, self.first(x)], dim=1))
+
+
+def test_a_layer_whose_output_is_joined_with_others_is_corrected():
+    torch.manual_seed(0)
+    batches = [(torch.randn(32, 3),)]
+    graph = quant.capture(Joined().eval(), batches[0])
+    weights = round_weights(graph, FOUR_BITS)
+    biases = correct_full(graph, weights, {}, batches)
+    assert set(biases) == {"first.bias", "last.bias"}
+    corrected = output_means(graph, dequantized((weights,), biases), batches)
+    for name, mean in output_means(graph, {}, batches).items():
+        torch.testing.assert_close(corrected[name], mean, rtol=0, atol=1e-6)

@@ -120,3 +120,16 @@ def test_every_weight_needs_a_format_and_nothing_else_has_one(graph):
     words.pop(next(iter(words)))
     with pytest.raises(ValueError, match="no format is given for the weight"):
         layouts_of(graph, words)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (nn.LayerNorm(4), "no weight that can be quantized"),
+        (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), r"what stays float alone takes 13.7 bits .* 6 are allowed"),
+    ],
+)
+def test_a_budget_that_leaves_nothing_for_the_weights_is_refused_in_a_sentence(module, said):
+    graph = quant.capture(module.eval(), (torch.randn(2, 4),))
+    with pytest.raises(ValueError, match=said):
+        quant.quantize(graph, "mixed", "mixed_6", [(torch.randn(8, 4),)])

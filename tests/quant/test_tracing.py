@@ -135,6 +135,71 @@ def test_multiply_accumulates_are_those_of_the_textbook(residual_graph):
     assert [count for count in macs if count] == [stem, branch, depthwise, transposed, 6 * 16, 16 * 5]
 
 
+class Convolved(nn.Module):
+    """A convolution and a batch norm after it, whose statistics are those of something."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm, self.last = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(6, 2, 1)
+        self.bias = nn.Parameter(torch.randn(3, 1, 1))
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+
+class JoinedWithItsNorm(Convolved):
+    def forward(self, x):
+        plain = self.convolution(x)
+        return self.last(torch.cat([plain, self.norm(plain)], 1))
+
+
+class GivenBesideItsNorm(Convolved):
+    def forward(self, x):
+        plain = self.convolution(x)
+        return self.norm(plain), plain
+
+
+class CalledTwice(Convolved):
+    def forward(self, x):
+        return self.norm(self.convolution(x)) + self.convolution(2 * x)
+
+
+class BesideABiasOfTheSameName(Convolved):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, 1, 1))
+
+    def forward(self, x):
+        return self.norm(nn.functional.conv2d(x, self.weight)) + self.bias
+
+
+@pytest.mark.parametrize("kind", [JoinedWithItsNorm, GivenBesideItsNorm, CalledTwice, BesideABiasOfTheSameName])
+def test_a_norm_is_folded_only_where_nothing_else_would_see_it(kind):
+    module, x = kind().eval(), torch.randn(2, 3, 4, 4)
+    expected, found = module(x), quant.capture(module, (x,)).module()(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Unquantizable(nn.Module):
+    """Layers that no method quantizes: their work counts all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.bilinear = nn.GRU(4, 8, batch_first=True), nn.Bilinear(8, 8, 5)
+
+    def forward(self, x):
+        last = self.gru(x)[0][:, -1]
+        return self.bilinear(last, last)
+
+
+def test_the_work_of_what_no_method_quantizes_counts():
+    graph = quant.capture(Unquantizable().eval(), (torch.randn(2, 6, 4),))
+    macs = {node.operator: graph.macs("forward", node) for node in graph.graphs["forward"].nodes}
+    assert macs["aten.gru.input"] == 6 * 3 * 8 * (4 + 8)
+    assert macs["aten.bilinear.default"] == 5 * 8 * 8
+
+
 def test_a_transformer_layer_of_torch_is_captured():
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
     graph = quant.capture(layer, (torch.randn(2, 5, 16),))

@@ -274,7 +274,7 @@ def test_the_command_judges_beside_a_baseline(make_runs, save, tmp_path, capsys)
         (["--fail", "size:1%"], "--fail size:1% needs --baseline"),
         (["--baseline", "RUN", "--fail", "size"], "'size' is not METRIC:LIMIT"),
         (["--baseline", "absent"], "no complete save called 'absent'"),
-        (["-o", "no/such/folder.html"], "cannot be written"),
+        (["-o", f"{__file__}/page.html"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(make_runs, save, capsys, arguments, message):

@@ -69,6 +69,22 @@ def test_a_table_of_bad_records_is_refused_in_one_sentence(save, make_record, ca
     assert f"(1 more: python -m reports validate {path})" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "\nStopped.\n"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 4, "a/b cannot be used: Not a directory.\n"),
+    ],
+)
+def test_no_command_ends_in_a_traceback(monkeypatch, capsys, error, status, said):
+    def ended(options):
+        raise error
+
+    monkeypatch.setattr("reports.commands.table.run", ended)
+    assert main(["table", "run.json"]) == status
+    assert capsys.readouterr().err == said
+
+
 def test_help_teaches_by_an_example(pytestconfig):
     command = [sys.executable, "-m", "reports", "--help"]
     shown = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)

@@ -39,7 +39,7 @@ def test_the_verdict_is_first_and_only_the_worst_stand_open(make_record):
     shown = open_part(text)
     assert [f"m-x{i}-int4-torch" in shown for i in range(30)] == [True] * WORST + [False] * 20
     assert "<summary>More regressed (20)</summary>" in text
-    assert "<summary>All 1 cases</summary>" in text
+    assert "<summary>All of 1 case</summary>" in text
 
 
 def test_what_passed_is_folded(make_record):

@@ -8,7 +8,7 @@ from reports.__main__ import main
 from reports.judgement import judge
 from reports.limits import parse_limit
 from reports.merge import merge, missing_shards, read_part
-from reports.runs import RunError, problems_of, run_of
+from reports.runs import RunError, problems_of, read_run, run_of
 from reports.storage import find_run
 
 ENVIRONMENT = {"cpu": "A", "threads": 1, "versions": {"torch": "2.9"}}
@@ -105,7 +105,7 @@ def test_a_case_that_failed_first_and_was_measured_then_is_not_failed(save):
         ({"selection": {"keyword": "int8"}}, "different selections"),
         ({"shard": (2, 3)}, r"different numbers of shards \(3 and 2\)"),
         ({"changes": {"scores.dataset_sha256": "e" * 64}}, "judged digits on different data"),
-        ({"ids": IDS[:2]}, "digits-rtn-int4-torch was measured in both"),
+        ({"ids": IDS[:2]}, r"Both \S+one.json and \S+ measured digits-rtn-int4-torch"),
     ],
     ids=["commit", "changes", "digest", "settings", "versions", "selection", "count", "data", "overlap"],
 )
@@ -141,6 +141,15 @@ def test_cases_of_other_machines_keep_their_environment(save, tmp_path):
     judgement = judge(run, again, [parse_limit("time:1%")])
     assert judgement.elsewhere == {}
     assert [finding.loss for finding in judgement.findings] == [0.0] * 4  # compared, and not refused
+
+
+def test_the_folder_to_write_in_is_made_and_what_is_none_is_refused(save, tmp_path, capsys):
+    part = save("one.json", ids=IDS)
+    assert main(["merge", str(part), "-o", str(tmp_path / "new" / "run.json")]) == 0
+    assert read_run(tmp_path / "new" / "run.json").records
+    capsys.readouterr()
+    assert main(["merge", str(part), "-o", str(part / "run.json")]) == 4
+    assert "one.json is not a folder" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_a_path_means_its_file_wherever_it_lies(save, tmp_path, storage):
     path = save("0001_main").rename(tmp_path / "copied.json")
     assert find_run(str(path), storage).path == path
     assert open_run(str(path), storage).path == path
-    with pytest.raises(RunError, match=f"called '{tmp_path}/none.json'"):
+    with pytest.raises(RunError, match=f"{tmp_path}/none.json does not exist"):
         open_run(f"{tmp_path}/none.json", storage)
 
 
@@ -134,6 +134,13 @@ def test_a_save_that_cannot_be_read_is_one_sentence(save, storage, damage, messa
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_no_file_is_told_as_such(storage, tmp_path):
+    with pytest.raises(RunError, match="is a folder: name a file in it, or a save such as main"):
+        open_run(str(tmp_path), storage)
+    with pytest.raises(RunError, match=r"none/run.json does not exist, and there is no complete save called so in"):
+        open_run("none/run.json", storage)
 
 
 def test_the_sentence_for_no_save_lists_the_last_of_those_there_are(save, storage):

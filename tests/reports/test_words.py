@@ -1,4 +1,8 @@
-from reports.words import some
+from reports.words import counted, some
+
+
+def test_one_is_singular():
+    assert [counted(number, "case") for number in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
 
 
 def test_the_first_three_are_named_and_the_others_counted():
