@@ -108,7 +108,6 @@ def test_without_a_format_all_that_suit_are_written_and_the_others_told(exported
     here = {name for name, format in formats().items() if not format.missing()} - {
         "coreml_stateful",
         "gguf",
-        "litert",
         "mlx_lm",
     }
     assert {path.name for path in (tmp_path / "out" / "digits-rtn-int4").iterdir()} == here
