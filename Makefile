@@ -18,7 +18,7 @@ K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or reduced or outliers or \
 	dynamic or qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
 
-EXPORTS := minilm-rtn-int8 minilm-rtn-int4 minilm-gptq-int4 mobilenet_v2-static-int8 mobilenet_v2-rtn-int4 \
+EXPORTS := minilm-rtn-int8 minilm-rtn-int4 mobilenet_v2-static-int8 mobilenet_v2-rtn-int4 \
 	reviews_gpt-rtn-int8_sym reviews_gpt-rtn-int4
 
 SAVE ?= ci
