@@ -20,6 +20,8 @@ from reports.record import Record, case_id
 LIMIT = 600_000_000
 """Bytes of the cache: what the largest model needs for a case on one backend, and far from all."""
 SAMPLES = 8
+WARM_UP = "digits-float"
+"""What pytest runs before the first round: it keeps the items of its first session for good, besides its last one's."""
 
 _ROOT = Path(__file__).parents[2]
 _CACHE, _LOG = "cache", "soak.log"
@@ -73,16 +75,13 @@ def rounds(folder: Path, count: int, *options: str) -> Iterator[Round]:
         raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}: {log.read_text()[-2000:]}")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> None:
     folder, count, *options = arguments
     cache = Path(folder) / _CACHE
+    _run(cache, [*options, "-k", WARM_UP])
     for _ in range(int(count)):
-        with redirect_stdout(sys.stderr):
-            status, records = _run(cache, options)
-        if status:
-            return status
+        records = _run(cache, options)
         print(json.dumps(asdict(_left_behind(cache, records))), flush=True)
-    return 0
 
 
 class _Recorder:
@@ -95,18 +94,19 @@ class _Recorder:
         self.records[case_id(record)] = {name: part for name, part in record.items() if name not in _DIFFERENT}
 
 
-def _run(cache: Path, options: Sequence[str]) -> tuple[int, dict[str, Record]]:
+def _run(cache: Path, options: Sequence[str]) -> dict[str, Record]:
+    """Return the records of a run of pytest; one that fails ends the process with its status."""
     import pytest
 
     recorder = _Recorder()
     command = ["benchmarks", "-q", "-p", "no:cacheprovider", "--benchmark-disable", f"--eval-samples={SAMPLES}"]
-    command += [
-        f"--cache-dir={cache}",
-        f"--cache-limit={LIMIT / 1e6:.0f}MB",
-        "-W",
-        "error::fixtures.cache.CacheWarning",
-    ]
-    return int(pytest.main([*command, *options], plugins=[recorder])), recorder.records
+    command += [f"--cache-dir={cache}", f"--cache-limit={LIMIT / 1e6:.0f}MB"]
+    command += ["-W", "error::fixtures.cache.CacheWarning"]
+    with redirect_stdout(sys.stderr):
+        status = pytest.main([*command, *options], plugins=[recorder])
+    if status:
+        sys.exit(status)
+    return recorder.records
 
 
 def _left_behind(cache: Path, records: dict[str, Record]) -> Round:
@@ -127,4 +127,4 @@ def _left_behind(cache: Path, records: dict[str, Record]) -> Round:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -24,7 +24,7 @@ def test_a_held_weight_is_the_table_s_and_its_codes_fit_into_what_holds_them(bit
     for name, four_bits in held("layer", quantized).items():
         if four_bits:
             stored = buffers[name.removeprefix("layer.")]
-            assert -8 <= stored.min()
+            assert stored.min() >= -8
             assert stored.max() <= 7
     assert held("layer", quantized)["layer.codes"] == (bits[3] in "234")
 
