@@ -5,7 +5,8 @@
 # make gate-check  test the gate itself, for half an hour on a quiet machine, and write its rates into the README
 # make mutants  plant faults in copies of the numerics, each of which a test must notice: some minutes
 # make readme  measure again what the README shows
-# make exports  write models in every format, check each, and put the table into docs/export.md
+# make exports  write models in every format, check each, and put the table into docs/export.md; IMAGENET=DIR, of
+#               labelled photographs, adds the accuracy of image classifiers
 # TORCH_INDEX=URL installs PyTorch from another index, such as its CPU wheels on a Linux machine without a GPU.
 
 SHELL := /bin/bash
@@ -70,7 +71,7 @@ endif
 
 # Formats whose runtime is not installed are left out; docs/export.md says how LiteRT is.
 exports: $(VENV)/.bench
-	$(RUN) benchmarks export $(EXPORTS) -o build/exports
+	$(RUN) benchmarks export $(EXPORTS) $(if $(IMAGENET),--imagenet $(IMAGENET)) -o build/exports
 	$(RUN) reports exports build/exports --into docs/export.md
 
 lint: $(VENV)/.test

@@ -1,7 +1,8 @@
 """Cases of the matrix in formats that are shipped, each checked on held-out samples and by the model's own metric."""
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,15 +10,19 @@ import numpy as np
 
 from benchmarks import judging
 from benchmarks.generating import Decoders
+from benchmarks.lines import Lines
 from benchmarks.matrix import Case
+from benchmarks.matrix import model as model_entry
 from benchmarks.own import model_named
 from benchmarks.workshop import CannotRun, Tables, Workshop
+from fixtures.cache import digest_of, source_digest
 from fixtures.model import Samples
-from quant.backends import targets
+from quant.backends import target, targets
 from quant.exporting import Format, RejectedExport
 from quant.exporting.expected import Expected
-from quant.exporting.shipping import VALIDATION, ship
+from quant.exporting.shipping import VALIDATION, ship, standing
 from quant.methods import method
+from quant.replaying import environment
 from quant.scheme import parse
 from reports.exports import Export, exports_table
 from reports.record import plain
@@ -29,16 +34,24 @@ _DEFAULT_BACKEND = "torch"
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one case in one format: the validation of what was written, or why nothing was."""
+    """What became of one case in one format: the validation of what was written, or why nothing was.
+
+    ``found`` says that it was there already.
+    """
 
     case: str
     format: str
     validation: dict[str, object] | None
     reason: str | None = None
+    found: bool = False
 
     @property
     def rejected(self) -> bool:
         return self.validation is not None and self.validation["verdict"] != "pass"
+
+    def __str__(self) -> str:
+        outcome = self.validation["verdict"] if self.validation else "not written"
+        return f"{self.case} to {self.format}: {outcome}{', found unchanged' * self.found}"
 
 
 @dataclass(frozen=True)
@@ -84,11 +97,12 @@ class Shipping:
         folder: Path,
         samples: int,
         memory_limit: int | None,
-        report: Callable[[str], None],
+        lines: Lines,
     ) -> None:
         self._workshop, self._folder, self._count = workshop, folder, samples
-        self._memory_limit, self._report = memory_limit, report
+        self._memory_limit, self._lines = memory_limit, lines
         self._expected: dict[str, Expected] = {}
+        self._held_out: dict[str, Samples] = {}
         self._decoders = Decoders(workshop)
 
     def ship(self, order: Order, formats: Sequence[Format]) -> list[Result]:
@@ -96,8 +110,10 @@ class Shipping:
         self._expected.clear()
         results = []
         for format in formats:
-            self._report(f"exporting {order.name} to {format.name}")
+            self._lines.progress(f"exporting {order.name} to {format.name}")
+            start = time.monotonic()
             results.append(self._one(order, format))
+            self._lines.result(f"{results[-1]} after {time.monotonic() - start:.0f} s")
         return results
 
     def _one(self, order: Order, format: Format) -> Result:
@@ -106,16 +122,42 @@ class Shipping:
             case = order.case(format)
             calibration = self._workshop.calibration(order.model)
             tables = self._workshop.quantize(case, calibration)
+            made_from = self._made_from(order, format, tables)
+            known = standing(folder, made_from)
+            if known:
+                return Result(order.name, format.name, known, found=True)
             built = self._built(case, format, tables, calibration)
             expected = self._expectation(order, tables)
             if format.steps and self._workshop.model(order.model).generation:
                 expected.step = self._decoders.prepare(order.model).graph
-            ship(expected, format, folder, self._memory_limit, built)
+            ship(expected, format, folder, self._memory_limit, built, made_from)
         except RejectedExport as error:
             return Result(order.name, format.name, error.validation, "; ".join(error.validation["reasons"]))
         except (ModuleNotFoundError, CannotRun, ValueError, RuntimeError) as error:
             return Result(order.name, format.name, None, (str(error).strip() or type(error).__name__).splitlines()[0])
         return Result(order.name, format.name, json.loads((folder / VALIDATION).read_text()))
+
+    def _made_from(self, order: Order, format: Format, tables: Tables) -> str:
+        """Return the digest of all that an artefact and its validation come from."""
+        backend = [target(format.backend).entry.module] if format.backend else []
+        key = {
+            "tables": tables.entry.digest,
+            "samples": self._samples(order).digest,
+            "memory_limit": self._memory_limit,
+            "writer": source_digest(format.entry.module, "quant.exporting.shipping", "quant.exporting.child", *backend),
+            "metric": source_digest(model_entry(order.model).module, "benchmarks.judging"),
+            "installed": format.installed(),
+            "machine": environment(),
+        }
+        return digest_of(key)
+
+    def _samples(self, order: Order) -> Samples:
+        """Return the held-out samples, which are read once for a model."""
+        if order.model not in self._held_out:
+            model = self._workshop.model(order.model)
+            count = min(self._count, model.fidelity_samples or self._count)
+            self._held_out = {order.model: model.evaluation(count)}
+        return self._held_out[order.model]
 
     def _built(self, case: Case, format: Format, tables: Tables, calibration: Samples) -> Path | None:
         """Return the folder that the format's backend has made, of the tables or of the model; None if it has none."""
@@ -131,7 +173,7 @@ class Shipping:
         digest = tables.entry.digest
         if digest not in self._expected:
             model, reference = self._workshop.model(order.model), self._workshop.reference(order.model)
-            samples = model.evaluation(min(self._count, model.fidelity_samples or self._count))
+            samples = self._samples(order)
 
             def scores(outputs: np.ndarray) -> np.ndarray:
                 return model.scores(outputs, reference)

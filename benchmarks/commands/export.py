@@ -4,7 +4,8 @@ A case is model-method-bits, and perhaps -backend where tables depend on it. Eve
 DIR/CASE/FORMAT: the artefact; sample.npz, one sample with what the tables make of it; and validation.json, what a fresh
 process found of the artefact on held-out samples. That is how its outputs compare with the simulation of its tables,
 the model's own metric, whether its codes are the tables' own when read back, the memory it took, and checksums. An
-artefact that does not compute what its tables mean is left there as *.rejected.
+artefact that does not compute what its tables mean is left there as *.rejected. What is there already, passed and was
+made from the same tables, samples, code and libraries is left as it is, so a command that was stopped goes on.
 
   python -m benchmarks export minilm-gptq-int4 --format onnxruntime -o build
   python -m benchmarks export minilm-rtn-int8 mobilenet_v2-static-int8 -o build              # in all formats
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         lines = Lines()
         cache = Cache(options.cache_dir or Path.cwd() / DEFAULT_CACHE)
         workshop = Workshop(cache, Settings(data=DataOptions(options.imagenet)), lines.progress)
-        shipping = Shipping(workshop, options.output, samples, limit, lines.progress)
+        shipping = Shipping(workshop, options.output, samples, limit, lines)
         results = [result for wanted in orders for result in shipping.ship(wanted, chosen)]
     except (DataError, ValueError, LimitError, argparse.ArgumentTypeError) as error:
         raise CommandError(str(error)) from None

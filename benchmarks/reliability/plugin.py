@@ -10,7 +10,7 @@ from reports.record import plain
 _RATES = pytest.StashKey[list[dict]]()
 _MARKERS = {
     "gate": "tests the gate itself, for half an hour",
-    "soak": "runs part of the matrix over and over in a small cache, for some minutes",
+    "soak": "runs the whole default matrix over and over in a small cache, for half an hour",
 }
 
 

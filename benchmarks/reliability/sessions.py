@@ -104,12 +104,12 @@ def _record(case: Case, speed: dict[str, object]) -> Record:
 def _run(project: Path, file: Path, selected: str, *options: str) -> Run:
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-k", selected, f"--benchmark-json={file}"]
     command += [f"--time-budget={SECONDS_PER_CASE}", "-p", "no:cacheprovider", *options]
-    done = subprocess.run(command, cwd=project, env=_environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"`{' '.join(command)}` ended with {done.returncode}: {done.stdout[-2000:]}")
     return read_valid_run(file)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment without what would make pytest take the new process for part of this one."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

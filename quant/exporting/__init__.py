@@ -19,6 +19,7 @@ artefact imports the module too, and holds no more than the runtime needs.
 
 import functools
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,10 +119,22 @@ class Format:
         return "evaluated" if elsewhere or "READ_BY" in self.entry.constants else "measured"
 
     @property
+    def isolated(self) -> bool:
+        """Whether it is written and checked in an environment of its own."""
+        return "ENVIRONMENT" in self.entry.constants
+
+    @property
     def python(self) -> Path:
         """The interpreter that checks the format."""
         environment = self.entry.constants.get("ENVIRONMENT")
         return Path.cwd() / environment["folder"] / "bin" / "python" if environment else Path(sys.executable)
+
+    def installed(self) -> list[str]:
+        """Return names and versions of all that is installed here, and where the format is checked if elsewhere."""
+        elsewhere = self.python.parents[1].glob("lib/python*/site-packages") if self.isolated else ()
+        paths = [*sys.path, *map(str, elsewhere)]
+        found = importlib.metadata.distributions(path=paths)
+        return sorted({f"{distribution.metadata['Name']} {distribution.version}" for distribution in found})
 
     def missing(self) -> str | None:
         """Return the commands that install what is missing to write and check the format, or None."""

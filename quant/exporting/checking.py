@@ -14,7 +14,7 @@ from quant.exporting import Format
 from quant.exporting.child import OUTPUTS
 from quant.exporting.expected import Expected
 
-SECONDS = 120.0
+SECONDS = 600.0
 """Of processor time, after which no further sample is run: kernels for another device may be slow on this one."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

@@ -23,11 +23,18 @@ _REJECTED = ".rejected"
 
 
 def ship(
-    expected: Expected, format: Format, directory: Path, memory_limit: int | None = None, built: Path | None = None
+    expected: Expected,
+    format: Format,
+    directory: Path,
+    memory_limit: int | None = None,
+    built: Path | None = None,
+    made_from: str | None = None,
 ) -> Path:
     """Write the model in ``format`` into ``directory`` with its ``validation.json``, and return the artefact's path.
 
-    ``built`` is the folder in which the format's backend has compiled the tables already, or its template of the model.
+    Args:
+        built: the folder in which the format's backend has compiled the tables already, or its template of the model.
+        made_from: what :func:`standing` later finds the artefact by.
 
     Raises:
         ValueError: the format cannot hold the tables, or tells nothing of the memory that is limited.
@@ -50,6 +57,7 @@ def ship(
             _write(expected, format, written, built)
             found = check(expected, format, written)
             validation = _described(expected, format, written) | verdict(expected, found, memory_limit)
+            validation["made_from"] = made_from
             for former in (artifact, rejected(artifact)):
                 _remove(former)
             artifact = artifact if validation["verdict"] == "pass" else rejected(artifact)
@@ -65,6 +73,23 @@ def ship(
         reasons = "; ".join(validation["reasons"])
         raise RejectedExport(f"{artifact} failed its validation: {reasons}.", artifact, validation)
     return artifact
+
+
+def standing(directory: Path, made_from: str) -> dict[str, object] | None:
+    """Return the validation of what was shipped into ``directory`` if it passed, was made from just that, and is whole.
+
+    ``made_from`` is a digest of all that the artefact and its validation come from.
+    """
+    try:
+        validation = json.loads((directory / VALIDATION).read_text(encoding="utf-8"))
+        if validation["made_from"] != made_from or validation["verdict"] != "pass":
+            return None
+        described = {name: entry["sha256"] for name, entry in validation["files"].items()}
+        written = files_of(directory / validation["artifact"])
+        found = {path.relative_to(directory).as_posix(): _digest(path) for path in written}
+        return validation if found == described and (directory / SAMPLE).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def rejected(artifact: Path) -> Path:

@@ -1,6 +1,7 @@
 """``python -m benchmarks export`` on the smallest model of the zoo."""
 
 import json
+import os
 
 import pytest
 
@@ -69,13 +70,44 @@ def test_a_case_is_exported_with_its_metric_on_held_out_samples(exported, tmp_pa
     assert found["codes"]["identical"] == found["codes"]["weights"] > 0
 
 
+def test_what_stands_already_is_left_as_it_is_until_anything_it_comes_from_changes(exported, tmp_path, monkeypatch):
+    asked = ("digits-rtn-int4", "--format=pt2", "--samples=5")
+    artifact = tmp_path / "out" / "digits-rtn-int4" / "pt2" / "model.pt2"
+
+    def written(*arguments):
+        """Whether the command wrote the artefact, and what it printed."""
+        artifact.exists() and os.utime(artifact, ns=(0, 0))
+        status, said = exported(*(arguments or asked))
+        assert status == 0
+        assert ("found unchanged" in said.err) == (artifact.stat().st_mtime_ns == 0)
+        return artifact.stat().st_mtime_ns != 0, said.out
+
+    first, again = written(), written()
+    assert (first[0], again[0]) == (True, False)
+    assert again[1] == first[1]
+    assert written("digits-rtn-int4", "--format=pt2", "--samples=6")[0]
+    assert written()[0]
+    artifact.write_bytes(b"damaged")
+    assert written()[0]
+    monkeypatch.setattr("quant.exporting.Format.installed", lambda format: ["torch 0.1"])
+    assert written()[0]
+    assert not written()[0]
+
+
+def test_what_was_rejected_is_tried_again(exported, tmp_path):
+    asked = ("digits-rtn-int4", "--format=pt2", "--samples=2", "--memory-limit=10MB")
+    for _ in range(2):
+        status, said = exported(*asked)
+        assert status == 1
+        assert "digits-rtn-int4 to pt2: rejected after " in said.err
+
+
 def test_without_a_format_all_that_suit_are_written_and_the_others_told(exported, tmp_path):
     status, said = exported("digits-rtn-int4", "--samples=5")
     assert status == 0
     here = {name for name, format in formats().items() if not format.missing()} - {
         "coreml_stateful",
         "gguf",
-        "litert",
         "mlx_lm",
     }
     assert {path.name for path in (tmp_path / "out" / "digits-rtn-int4").iterdir()} == here
@@ -86,7 +118,7 @@ def test_without_a_format_all_that_suit_are_written_and_the_others_told(exported
 def test_a_format_asked_for_that_cannot_hold_the_case_is_bad_input(exported, tmp_path):
     status, said = exported("digits-rtn-int4", "--format=gguf", "--format=pt2", "--samples=5")
     assert status == 4
-    assert said.err.startswith("digits-rtn-int4 to gguf: this format holds Llama-like decoders only")
+    assert said.err.splitlines()[-1].startswith("digits-rtn-int4 to gguf: this format holds Llama-like decoders only")
     assert (tmp_path / "out" / "digits-rtn-int4" / "pt2" / "model.pt2").is_file()
 
 

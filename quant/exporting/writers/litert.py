@@ -1,4 +1,4 @@
-"""LiteRT, the runtime of TensorFlow Lite's files: static methods in its integer kernels, other weights a byte a code.
+"""LiteRT, the runtime of TensorFlow Lite's files: static methods in its integer kernels, other weights as their codes.
 
 Its converter needs versions of libraries that others cannot live with, and so has an environment of its own; the file
 takes one sample of the examples' shape at a time.
@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from quant.exporting import Layout
-from quant.exporting.litert_conversion import MODEL, TENSORS, constants
+from quant.exporting import Layout, litert_file
+from quant.exporting.litert_file import MODEL, TENSORS
 
 ARTIFACT = "litert"
 BACKEND = None
@@ -24,7 +24,7 @@ ENVIRONMENT = {"folder": ".litert", "packages": "'torch<2.14' litert-torch"}
 def write(quantized, built: None, artifact: Path) -> None:
     """Have the converter write the folder.
 
-    What it fuses into integer kernels is known only from what it made: weights it did not are given again as bytes.
+    What it fuses into integer kernels is known only from what it made: weights it did not are held as their codes.
 
     Raises:
         ValueError: a table has no form that the converter keeps, or it cannot convert the model.
@@ -36,9 +36,7 @@ def write(quantized, built: None, artifact: Path) -> None:
     kept = _convert(quantized, rounded, artifact)
     if kept != set(quantized.weights) and rounded:
         shutil.rmtree(artifact)
-        kept = _convert(quantized, rounded & kept, artifact)
-    if quantized.weights and not kept:
-        raise ValueError("LiteRT's converter computes all these weights ahead, as floats: use a static method.")
+        _convert(quantized, rounded & kept, artifact)
 
 
 def load(artifact: Path):
@@ -65,13 +63,13 @@ def version() -> str:
 
 
 def codes(artifact: Path, layouts: Mapping[str, Layout]) -> dict[str, np.ndarray]:
-    tensors, found = constants(artifact / MODEL), {}
+    tensors, found = litert_file.integers(litert_file.read(artifact / MODEL)), {}
     for name, (index, order) in json.loads((artifact / TENSORS).read_text()).items():
         layout = layouts[name]
-        moved = tensors[index].reshape([layout.shape[axis] for axis in order])
-        codes = moved.transpose(np.argsort(order))
+        order = order or list(range(len(layout.shape)))
+        codes = tensors[index].reshape([layout.shape[axis] for axis in order]).transpose(np.argsort(order))
         if not layout.signed:
-            codes = (codes.astype(np.int16) + 128 * (layout.bits == 8)).astype(np.uint8)
+            codes = (codes.astype(np.int16) + 2 ** (layout.bits - 1)).astype(np.uint8)
         found[name] = np.ascontiguousarray(codes)
     return found
 
@@ -82,18 +80,24 @@ def _convert(quantized, rounded: Collection[str], artifact: Path) -> set[str]:
 
     from quant.exporting import format_named
     from quant.exporting.checking import environment
-    from quant.exporting.decomposed import quantizer, shifted
-    from quant.exporting.litert_weights import ByteWeight, RoundedWeight
+    from quant.exporting.decomposed import quantizer
+    from quant.exporting.litert_conversion import CODES, HELD, PROGRAM
+    from quant.exporting.litert_weights import HeldWeight, RoundedWeight, centred, held
     from quant.exporting.stored_weights import exported
 
     def module(name: str, weight) -> torch.nn.Module:
-        return RoundedWeight(weight) if name in rounded else ByteWeight(name, weight)
+        return RoundedWeight(weight) if name in rounded else HeldWeight(name, weight)
 
     with TemporaryDirectory() as place:
-        folder = Path(place)
-        torch.export.save(exported(quantized, module, quantizer), folder / "program.pt2")
-        codes = {name: shifted(weight.codes, weight.format) for name, weight in quantized.weights.items()}
-        np.savez(folder / "codes.npz", **{name: value.to(torch.int8).numpy() for name, value in codes.items()})
+        folder, buffers, codes = Path(place), {}, {}
+        for name, weight in quantized.weights.items():
+            if name in rounded:
+                codes[name] = centred(weight.codes, weight.format).numpy()
+            else:
+                buffers |= held(name, weight)
+        torch.export.save(exported(quantized, module, quantizer), folder / PROGRAM)
+        np.savez(folder / CODES, **codes)
+        (folder / HELD).write_text(json.dumps(buffers))
         command = [str(format_named("litert").python), "-m", "quant.exporting.litert_conversion", place]
         done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:

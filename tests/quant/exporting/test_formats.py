@@ -66,15 +66,19 @@ def test_litert_computes_in_integers_and_keeps_their_codes(tables, images, tmp_p
     quantized = tables("static", "int8")
     found = validation_of(quant.export(quantized, "litert", tmp_path, [images.numpy()]))
     assert found["verdict"] == "pass"
-    # The last layer writes floats, for which there is no integer kernel; its few codes become floats.
-    assert found["codes"]["identical"] == len(quantized.weights) - 1
+    assert found["codes"]["identical"] == len(quantized.weights)
     assert found["bytes"] < 0.6 * 4 * quantized.graph.parameter_count
 
 
-def test_litert_refuses_weights_of_which_it_would_keep_no_code(tables, images, tmp_path):
+@pytest.mark.parametrize("bits", ["int8", "int8_sym", "int6", "int4", "int4_sym", "int3"])
+def test_litert_holds_all_codes_of_weights_alone_four_bits_each_where_they_suffice(tables, images, tmp_path, bits):
     needs("litert")
-    with pytest.raises(ValueError, match="as floats: use a static method"):
-        quant.export(tables("rtn", "int4"), "litert", tmp_path, [images.numpy()])
+    quantized = tables("rtn", bits)
+    found = validation_of(quant.export(quantized, "litert", tmp_path, [images.numpy()]))
+    assert found["verdict"] == "pass"
+    assert found["codes"]["identical"] == len(quantized.weights)
+    stored = sum(weight.codes.numel() for weight in quantized.weights.values()) / (2 if bits[3] in "34" else 1)
+    assert stored < found["bytes"] < 1.6 * stored + 10_000
 
 
 @pytest.mark.parametrize("bits", ["int8_sym", "int4_sym", "int4"])
