@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks import environment, hookspecs, outcomes
-from benchmarks.durations import DEFAULT_SECONDS, known_seconds, remember
+from benchmarks.durations import known_seconds, remember
 from benchmarks.matrix import Case, generators, matrix, models, quantizers
 from benchmarks.outcomes import is_case
 from benchmarks.peers import PeerCase, peer_cases
+from benchmarks.planning import NO_CASE, plan
 from benchmarks.progress import LiveLines
 from fixtures.options import count, points, seconds
 from quant.backends import targets
@@ -27,7 +28,6 @@ from reports.machines import differences
 from reports.record import Record, case_id, record_name, validate
 from reports.summary import summary
 from reports.tables import delta_text, memory_text, metric_text, speed_text
-from reports.words import counted
 
 if TYPE_CHECKING:
     from benchmarks.costing import CostMeasurement
@@ -59,10 +59,6 @@ _KIND_MARKERS = {
     "quantize": "times a quantizer",
     "peer": "tries another library's quantizer",
 }
-_NO_CASE = (
-    "No case is selected: they are called model-method-bits-backend, such as minilm-rtn-int4-onnxruntime; "
-    "--list-unsupported says which do not exist, and why."
-)
 _NOTES = pytest.StashKey[list[str]]()
 _LINES = pytest.StashKey[LiveLines]()
 
@@ -187,29 +183,11 @@ def _name(item: pytest.Item) -> str:
     return item.callspec.id if kind == "inference" else f"{kind}:{item.callspec.id}"
 
 
-def _trains(case: object) -> bool:
-    return isinstance(case, Case) and case.method_entry.trains
-
-
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     if not items and outcomes.outcomes(config).deselected:
-        return [_NO_CASE]
-    items = [item for item in items if is_case(item)]
-    if not items:
-        return []
-    known = known_seconds(config)
-    expected = sum(known.get(_name(item), DEFAULT_SECONDS) for item in items)
-    cases = [item.callspec.params["case"] for item in items]
-    models = sorted({case.model for case in cases})
-    train = sum(_name(item) not in known and _trains(case) for item, case in zip(items, cases, strict=True))
-    first = f"; {train} train first, for minutes each" if train else ""
-    planned = (
-        f"{counted(len(items), 'case')} of {counted(len(models), 'model')} ({', '.join(models)}), "
-        f"about {max(1, round(expected / 60))} min{first}. "
-        "Narrow with -k 'minilm and int4' or -m \"case(backend='mlx')\"; -m full runs every case."
-    )
-    warning = environment.saturation_warning(case for case in cases if isinstance(case, Case))
-    return [planned, *([f"Warning: {warning}"] if warning else [])]
+        return [NO_CASE]
+    cases = {_name(item): item.callspec.params["case"] for item in items if is_case(item)}
+    return plan(cases, known_seconds(config)) if cases else []
 
 
 @pytest.fixture(scope="session")
