@@ -1,14 +1,16 @@
 """Write cases of the matrix in formats that runtimes load without any code of ours, and check each.
 
-A case is model-method-bits, and perhaps -backend where tables depend on it. Every format becomes a folder
-DIR/CASE/FORMAT: the artefact; sample.npz, one sample with what the tables make of it; and validation.json, what a fresh
-process found of the artefact on held-out samples. That is how its outputs compare with the simulation of its tables,
-the model's own metric, whether its codes are the tables' own when read back, the memory it took, and checksums. An
-artefact that does not compute what its tables mean is left there as *.rejected. What is there already, passed and was
-made from the same tables, samples, code and libraries is left as it is, so a command that was stopped goes on.
+A case is model-method-bits, and perhaps -backend where tables depend on it; the model may be a file of your own. Every
+format becomes a folder DIR/CASE/FORMAT: the artefact; sample.npz, one sample with what the tables make of it; and
+validation.json, what a fresh process found of the artefact on held-out samples. That is how its outputs compare with
+the simulation of its tables, the model's own metric, whether its codes are the tables' own when read back, the memory
+it took, and checksums. An artefact that does not compute what its tables mean is left there as *.rejected. What is
+there already, passed and was made from the same tables, samples, code and libraries is left as it is, so a command that
+was stopped goes on.
 
   python -m benchmarks export minilm-gptq-int4 --format onnxruntime -o build
   python -m benchmarks export minilm-rtn-int8 mobilenet_v2-static-int8 -o build              # in all formats
+  python -m benchmarks export mine.py-smoothquant-int8 --format onnx -o build                # a model of your own
   python -m benchmarks export digits-rtn-int4 --format onnxruntime --memory-limit 256MB -o build
 
 Exit status: 0 where all that was asked for was written and passed, 1 where something was rejected, 4 for input that

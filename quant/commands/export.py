@@ -52,9 +52,11 @@ def run(options: argparse.Namespace) -> int:
         chosen = [format_named(name) for name in options.format]
         expected = _expected(options)
         return max(_exported(expected, format, options.output / format.name, limit) for format in chosen)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
-        return BAD_INPUT
+    except OSError as error:
+        print(f"{error.filename or options.output} cannot be used: {error.strerror or error}.", file=sys.stderr)
+    return BAD_INPUT
 
 
 def line(name: str, validation: dict) -> str:

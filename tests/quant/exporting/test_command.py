@@ -53,6 +53,15 @@ def test_input_that_cannot_be_used_is_one_sentence(saved, capsys, arguments, sen
     assert sentence in said.err
 
 
+def test_a_file_where_the_folder_should_be_is_named(saved, capsys):
+    (saved.parent / "out").write_text("mine")
+    status, said = run(capsys, saved, "--format=pt2")
+    assert (status, said.err.count("\n")) == (4, 1)
+    assert str(saved.parent / "out") in said.err
+    assert "Errno" not in said.err
+    assert (saved.parent / "out").read_text() == "mine"
+
+
 def test_a_model_saved_without_its_graph_is_refused_with_the_remedy(tables, tmp_path, capsys):
     quant.save(tables("rtn", "int4"), tmp_path / "saved")
     status, said = run(capsys, tmp_path / "saved", "--format=pt2")
