@@ -17,6 +17,7 @@ from benchmarks.own import model_named
 from benchmarks.workshop import CannotRun, Tables, Workshop
 from fixtures.cache import digest_of, source_digest
 from fixtures.model import Samples
+from fixtures.own_files import OwnEntry
 from quant.backends import target, targets
 from quant.exporting import Format, RejectedExport
 from quant.exporting.expected import Expected
@@ -145,7 +146,7 @@ class Shipping:
             "samples": self._samples(order).digest,
             "memory_limit": self._memory_limit,
             "writer": source_digest(format.entry.module, "quant.exporting.shipping", "quant.exporting.child", *backend),
-            "metric": source_digest(model_entry(order.model).module, "benchmarks.judging"),
+            "metric": _metric_source(order.model),
             "installed": format.installed(),
             "machine": environment(),
         }
@@ -193,3 +194,11 @@ def table(results: Sequence[Result]) -> str:
     reasons = [f"{result.case} to {result.format}: {result.reason}" for result in results if result.reason]
     parts = [exports_table(written)] if written else []
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _metric_source(model: str) -> str:
+    """Return the digest of the code that judges a model; of one's own model the file, whose imports are unknown."""
+    entry, judging = model_entry(model), "benchmarks.judging"
+    if isinstance(entry, OwnEntry):
+        return digest_of({"file": entry.path.read_text(encoding="utf-8"), "judging": source_digest(judging)})
+    return source_digest(entry.module, judging)
