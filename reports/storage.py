@@ -54,9 +54,14 @@ def open_run(name: str, storage: Path = STORAGE) -> Run:
     Raises:
         RunError: there is none, or it cannot be read, or a record of it is not valid.
     """
-    if Path(name).is_dir():
-        raise RunError(f"{name} is a folder: name a file in it, or a save such as main.")
-    return read_valid_run(name) if Path(name).is_file() else find_run(name, storage)
+    if Path(name).is_file():
+        return read_valid_run(name)
+    try:
+        return find_run(name, storage)
+    except RunError:
+        if Path(name).is_dir():
+            raise RunError(f"{name} is a folder: name a file in it, or a save such as main.") from None
+        raise
 
 
 def find_run(name: str | None = None, storage: Path = STORAGE, cpu: str | None = None) -> Run:

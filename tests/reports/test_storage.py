@@ -154,3 +154,10 @@ def test_the_sentence_for_no_save_lists_the_last_of_those_there_are(save, storag
     )
     with pytest.raises(RunError, match="save a run with --benchmark-save=NAME"):
         find_run("main", storage / "none")
+
+
+def test_a_folder_of_the_same_name_hides_no_save(save, storage, tmp_path, monkeypatch):
+    wanted = save("0001_main")
+    (tmp_path / "main").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_run("main", storage).path == wanted
