@@ -14,9 +14,6 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 K ?= int4 and (rtn or gptq or native) and not quick and not reviews
 
-# What 8 bits buy and 4 bits save, on the first page.
-FIRST := (minilm-gptq-int4 or minilm-dynamic-int8- or minilm-smoothquant-int8-) and not mlx
-
 # The main methods on every model of the zoo, for which of them win on which family.
 INSIGHT := onnxruntime and (int8 or int4) and not (adaptive or adaround or palette or quick or reduced or outliers or \
 	dynamic or qat or distill or static_fast or static_equalized or static_percentile or static_entropy or static_mse)
@@ -56,8 +53,8 @@ mutants: $(VENV)/.test
 
 # Measures again what the README shows and writes it there. PEERS=1 adds other libraries, once '.[peers]' is installed.
 readme: $(VENV)/.bench
-	$(RUN) pytest benchmarks -k "$(FIRST)" --eval-samples 1842 --benchmark-json=build/readme.json
-	$(RUN) reports table build/readme.json --format markdown --into README.md --section first
+	$(RUN) pytest benchmarks -k "minilm and int4 and (rtn or gptq or native) and not quick" --benchmark-json=build/readme.json
+	$(RUN) reports table build/readme.json --format markdown --into README.md --section int4
 	$(RUN) pytest benchmarks --benchmark-json=build/readme.json \
 		-k "mobilenet_v2 and onnxruntime and (static_plain or static_equalized or static_fast or static-int8-onnx) and not (qat or mixed)"
 	$(RUN) reports table build/readme.json --format markdown --into README.md --section ablation

@@ -37,8 +37,8 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def copy(tmp_path, cache):
-    """The repository's own files, in which a page may write."""
-    ignored = shutil.ignore_patterns("__pycache__")
+    """The repository's own files, in which a page may write; compiled ones too, but for those being written."""
+    ignored = shutil.ignore_patterns("*.pyc.*")
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
