@@ -28,6 +28,9 @@ GATE := $(if $(BASE),--benchmark-compare=$(BASE) $(LIMITS:%=--metric-compare-fai
 .PHONY: bench ci-bench gate-check test mutants lint readme exports clean
 .DELETE_ON_ERROR:
 
+# Tests and exports start hundreds of processes; without compiled files each would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two sessions of one model are equally fast only in huge pages, which malloc then asks for where the kernel gives them.
 bench ci-bench gate-check readme: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 

@@ -44,8 +44,10 @@ def hold(model: Any, values: Mapping[int, np.ndarray], four_bits: Mapping[int, b
     graph = model.subgraphs[0]
     for number, value in values.items():
         tensor, stored = graph.tensors[number], np.ascontiguousarray(value).reshape(-1)
-        if four_bits[number] and _only_cast(model, number):
+        if four_bits[number] and (casts := _casts_alone(model, number)):
             tensor.type, stored = schema.TensorType.INT4, _packed(stored)
+            for cast in casts:
+                cast.version = max(cast.version, _CAST_OF_INT4)
         buffer = schema.BufferT()
         buffer.data = stored.view(np.uint8)
         tensor.buffer = len(model.buffers)
@@ -72,17 +74,14 @@ def integers(model: Any) -> dict[int, np.ndarray]:
     return found
 
 
-def _only_cast(model: Any, number: int) -> bool:
-    """Whether nothing but casts reads a tensor; they are made such as read integers of 4 bits."""
+def _casts_alone(model: Any, number: int) -> list[Any]:
+    """Return the codes of the operators that read a tensor where all are casts; none where something else does."""
     from ai_edge_litert import schema_py_generated as schema
 
     readers = [operator for operator in model.subgraphs[0].operators if number in operator.inputs]
     codes = [model.operatorCodes[operator.opcodeIndex] for operator in readers]
-    if any(max(code.builtinCode, code.deprecatedBuiltinCode) != schema.BuiltinOperator.CAST for code in codes):
-        return False
-    for code in codes:
-        code.version = max(code.version, _CAST_OF_INT4)
-    return True
+    cast = schema.BuiltinOperator.CAST
+    return codes if all(max(code.builtinCode, code.deprecatedBuiltinCode) == cast for code in codes) else []
 
 
 def _packed(codes: np.ndarray) -> np.ndarray:
