@@ -119,15 +119,31 @@ def export(
     module: nn.Module, examples: tuple[Tensor, ...], dynamic_axes: tuple[dict[int, str], ...]
 ) -> torch.export.ExportedProgram:
     """Return ``module`` exported with composite operators kept whole, and sizes of ``dynamic_axes`` left open."""
+    program = trace(module, examples, dynamic_axes)
+    with _exporting():
+        return program.run_decompositions({torch.ops.aten.diff.default: _difference})
+
+
+def trace(
+    module: nn.Module, examples: tuple[Tensor, ...], dynamic_axes: tuple[dict[int, str], ...]
+) -> torch.export.ExportedProgram:
+    """Return what :func:`export` does, in a quarter of the time, of a module that was built of an exported graph."""
     dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in dynamic_axes)
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
         dynamic = (*dynamic[:named], dynamic[named:])
+    with _exporting():
+        program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+    program.graph.eliminate_dead_code()  # such as outputs of an LSTM that nobody takes
+    return program
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
     with torch.no_grad(), traced_as_one(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
-        program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
-        return program.run_decompositions({torch.ops.aten.diff.default: _difference})
+        yield
 
 
 def _difference(

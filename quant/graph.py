@@ -7,6 +7,7 @@ fill the tables and know no runtime; backends read them and know no method; :fun
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -14,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from quant.execution import build_module, export, rename
+from quant.execution import build_module, export, rename, trace
 from quant.nodes import (
     ATTENTION,
     LSTM,
@@ -122,7 +123,14 @@ class FloatGraph:
         Raises:
             RuntimeError: exporting changed the operators, so that names could not be matched.
         """
-        program = export(self.module(graph), self.examples[graph], self.graphs[graph].dynamic_axes)
+        return self._exported_by(export, graph)
+
+    def trace(self, graph: str = "forward") -> torch.export.ExportedProgram:
+        """Return what :meth:`export` does, sooner, for exporters that decompose a program themselves."""
+        return self._exported_by(trace, graph)
+
+    def _exported_by(self, exporter: Callable, graph: str) -> torch.export.ExportedProgram:
+        program = exporter(self.module(graph), self.examples[graph], self.graphs[graph].dynamic_axes)
         return rename(program, self.graphs[graph])
 
 

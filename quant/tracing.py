@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from quant.execution import build_module, export, operator_name
+from quant.execution import build_module, export, operator_name, trace
 from quant.graph import FloatGraph
 from quant.nodes import Graph, Node, Parameter, Value, map_references, references, transposed_groups
 from quant.recurrent import one_layer_each
@@ -74,7 +74,7 @@ def capture(
     graph, parameters = _read(export(module, examples, dynamic_axes), dynamic_axes)
     written, parameters = _fold_batch_norms(one_layer_each(graph), parameters)
     # Exported once more, because folding may leave what a second export simplifies: names must then be stable.
-    graph, parameters = _read(export(build_module(written, parameters), examples, dynamic_axes), dynamic_axes)
+    graph, parameters = _read(trace(build_module(written, parameters), examples, dynamic_axes), dynamic_axes)
     return FloatGraph({"forward": _with_sources_of(graph, written)}, parameters, {"forward": examples})
 
 

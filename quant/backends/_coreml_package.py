@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -25,6 +26,18 @@ SPECIFICATION = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
 _WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights" / "weight.bin"
 _WEIGHTS_IN_PROGRAM = "@model_path/weights/weight.bin"
 _FILE_WORDS = {"fp32": "float"}  # how coremltools spells a type in the names of its file functions
+_ALSO_CONVERTED = (
+    "executorch",
+    "libsvm",
+    "sklearn",
+    "tensorflow",
+    "torchao",
+    "torchaudio",
+    "torchvision",
+    "transformers",
+    "xgboost",
+)
+"""Libraries that coremltools imports where they are installed, which may take longer than all the rest."""
 _SMALLEST_STORED = 10  # elements; coremltools too writes shorter arrays into the program itself
 
 
@@ -42,10 +55,22 @@ def quiet() -> Iterator[None]:
 
 
 def coremltools() -> ModuleType:
-    """Return the coremltools package."""
-    with quiet():
+    """Return the coremltools package, imported without the libraries whose models are not converted here."""
+    with quiet(), _absent(*_ALSO_CONVERTED):
         import coremltools
     return coremltools
+
+
+@contextlib.contextmanager
+def _absent(*packages: str) -> Iterator[None]:
+    """Let imports of packages fail, but of those imported before."""
+    hidden = [package for package in packages if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for package in hidden:
+            del sys.modules[package]
 
 
 class Program:

@@ -96,7 +96,7 @@ def save(model: ir.Model, folder: Path) -> None:
 
 
 def _export(graph: FloatGraph) -> ir.Model:
-    program = graph.export("forward")
+    program = graph.trace("forward")
     for node in program.graph.nodes:
         if node.op == "call_function":
             node.meta["stack_trace"] = node.name

@@ -14,8 +14,9 @@ import numpy as np
 
 from quant.hardware._parts import Machine
 
-_TIMES_THE_CACHE = 4
-_LEAST, _MOST = 2**28, 2**31
+_TIMES_THE_CACHE = 2
+"""An array's size: a copy passes through two of them in turn, so that at most a quarter is still there."""
+_LEAST, _MOST = 2**28, 2**30
 _SHARE_OF_MEMORY = 8
 _PASSES = 5
 
@@ -57,7 +58,7 @@ def measure(machine: Machine) -> Bandwidth:
 
 
 def _size(largest_caches: int, machine: Machine) -> int:
-    """Return the bytes of an array: four times the caches, but never so many that memory runs short."""
+    """Return the bytes of an array: twice the caches, but never so many that memory runs short."""
     memory = machine.memory
     room = min(filter(None, (memory.available or memory.total, memory.limit)), default=_LEAST)
     return min(max(_TIMES_THE_CACHE * largest_caches, _LEAST), _MOST, max(room // _SHARE_OF_MEMORY, 2**20))

@@ -17,8 +17,8 @@ def machine(available=None, limit=None, cache=2**20, allowed=1, quota=None):
     ("caches", "memory", "expected"),
     [
         (2**20, Memory(available=2**40), 2**28),
-        (2**27, Memory(available=2**40), 2**29),
-        (2**40, Memory(available=2**40), 2**31),
+        (2**28, Memory(available=2**40), 2**29),
+        (2**40, Memory(available=2**40), 2**30),
         (2**27, Memory(available=2**30), 2**27),
         (2**27, Memory(total=2**40, available=2**40, limit=2**28), 2**25),
         (2**20, Memory(available=1), 2**20),
