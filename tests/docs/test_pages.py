@@ -30,9 +30,12 @@ def blocks(page):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """What is made once for all pages."""
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory, worker_id):
+    """What is made once for all pages, by whichever worker needs it first."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
