@@ -28,7 +28,7 @@ GATE := $(if $(BASE),--benchmark-compare=$(BASE) $(LIMITS:%=--metric-compare-fai
 .PHONY: bench ci-bench gate-check test mutants lint readme exports clean
 .DELETE_ON_ERROR:
 
-# As many tests run at once as there are cores: one that takes two cores only waits for the others.
+# Tests run side by side: one that took every core would only wait for the others.
 test: export OMP_NUM_THREADS ?= 1
 # Tests and exports start hundreds of processes; without compiled files each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE

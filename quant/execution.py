@@ -127,7 +127,7 @@ def export(
 def trace(
     module: nn.Module, examples: tuple[Tensor, ...], dynamic_axes: tuple[dict[int, str], ...]
 ) -> torch.export.ExportedProgram:
-    """Return what :func:`export` does, in a quarter of the time, of a module that was built of an exported graph."""
+    """Return what :func:`export` does, far sooner, of a module built of a graph that was exported before."""
     dynamic = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in dynamic_axes)
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:

@@ -7,7 +7,6 @@ fill the tables and know no runtime; backends read them and know no method; :fun
 
 import copy
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -123,15 +122,14 @@ class FloatGraph:
         Raises:
             RuntimeError: exporting changed the operators, so that names could not be matched.
         """
-        return self._exported_by(export, graph)
+        return rename(export(*self._exportable(graph)), self.graphs[graph])
 
     def trace(self, graph: str = "forward") -> torch.export.ExportedProgram:
         """Return what :meth:`export` does, sooner, for exporters that decompose a program themselves."""
-        return self._exported_by(trace, graph)
+        return rename(trace(*self._exportable(graph)), self.graphs[graph])
 
-    def _exported_by(self, exporter: Callable, graph: str) -> torch.export.ExportedProgram:
-        program = exporter(self.module(graph), self.examples[graph], self.graphs[graph].dynamic_axes)
-        return rename(program, self.graphs[graph])
+    def _exportable(self, graph: str) -> tuple[fx.GraphModule, tuple[Tensor, ...], tuple[dict[int, str], ...]]:
+        return self.module(graph), self.examples[graph], self.graphs[graph].dynamic_axes
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def exported(graphs, texts, tmp_path_factory):
     return export
 
 
-@pytest.mark.parametrize(("method", "bits"), [("rtn", "int4"), ("float", "fp16")])
+@pytest.mark.parametrize(("method", "bits"), [("rtn", "int4"), ("palette", "lut4"), ("float", "fp16")])
 def test_token_by_token_it_foretells_what_the_whole_texts_do(exported, texts, method, bits):
     quantized, path = exported(method, bits)
     found = json.loads((path.parent / "validation.json").read_text())

@@ -102,11 +102,7 @@ def test_formats_of_one_s_own_are_taken_and_half_precision_stays(transformer_gra
     assert quantized.left_float() == ["up.weight"]
 
 
-# torch_compile computes what torch does, after half a minute of compiling.
-BACKENDS = [name for name, found in targets().items() if found.elsewhere() is None and name != "torch_compile"]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name, found in targets().items() if found.elsewhere() is None])
 def test_half_precision_among_integers_runs_on_every_backend(transformer_graph, batches, backend, tmp_path):
     if targets()[backend].missing():
         pytest.skip(f"{backend} is not installed")
